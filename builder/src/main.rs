@@ -1,0 +1,2 @@
+//! kimage.
+fn main() {}
