@@ -17,7 +17,9 @@ pub struct Store {
 impl Store {
     /// Opens the store at `root`, creating it where absent.
     pub fn open(root: &Path) -> Result<Self> {
-        Ok(Self { root: root.to_owned() })
+        Ok(Self {
+            root: root.to_owned(),
+        })
     }
 
     /// The folder of the store.
