@@ -21,7 +21,16 @@ impl ReleaseKey {
         let pair = Ed25519KeyPair::from_seed_unchecked(&seed).unwrap();
         let release = pair.public_key().as_ref().try_into().unwrap();
         let (platform_key, key_exchange_key, database) = (vec![], vec![], vec![]);
-        Self { pair, identity: Identity { platform_key, key_exchange_key, database, release, development: true } }
+        Self {
+            pair,
+            identity: Identity {
+                platform_key,
+                key_exchange_key,
+                database,
+                release,
+                development: true,
+            },
+        }
     }
 }
 
@@ -54,7 +63,13 @@ fn manifest() -> Manifest {
             database: digest,
             release: digest,
         },
-        root: Root { hash: digest, salt: digest, size: 4096, sha256: digest, entries: 3 },
+        root: Root {
+            hash: digest,
+            salt: digest,
+            size: 4096,
+            sha256: digest,
+            entries: 3,
+        },
         kernel: Kernel {
             version: "6.8.0-149-generic".to_owned(),
             command_line: "console=ttyS0".to_owned(),
@@ -69,7 +84,10 @@ fn manifest() -> Manifest {
             size: 256 << 20,
             sha256: digest,
         }],
-        components: vec![Component { name: "etcd".to_owned(), version: "v3.6.14".to_owned() }],
+        components: vec![Component {
+            name: "etcd".to_owned(),
+            version: "v3.6.14".to_owned(),
+        }],
         packages: 2,
         debug: vec![],
         files: vec![FileRecord::of_bytes("disk.raw", b"not a disk")],
@@ -93,12 +111,18 @@ fn bill() -> Bill {
     Bill {
         distribution: "ubuntu".to_owned(),
         distribution_version: "24.04".to_owned(),
-        packages: vec![package("libstdc++6", "14.2.0-4ubuntu2~24.04"), package("tzdata", "2:2026a-0~1")],
+        packages: vec![
+            package("libstdc++6", "14.2.0-4ubuntu2~24.04"),
+            package("tzdata", "2:2026a-0~1"),
+        ],
         components: vec![ComponentEntry {
             name: "etcd".to_owned(),
             version: "v3.6.14".to_owned(),
             source: Digest::of(b"etcd"),
-            go_modules: vec![module("go.etcd.io/etcd/server/v3"), module("github.com/Azure/go-ansiterm")],
+            go_modules: vec![
+                module("go.etcd.io/etcd/server/v3"),
+                module("github.com/Azure/go-ansiterm"),
+            ],
             files: vec![("/usr/bin/etcd".to_owned(), Digest::of(b"binary"))],
         }],
     }
@@ -113,14 +137,19 @@ fn written(folder: &Path) -> (Manifest, ReleaseKey) {
 fn oracle_python() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let python = workspace.join("target/oracles/bin/python");
-    assert!(python.exists(), "{} is absent: run `qemu-tests/run-all fast` once", python.display());
+    assert!(
+        python.exists(),
+        "{} is absent: run `qemu-tests/run-all fast` once",
+        python.display()
+    );
     python
 }
 
 #[expect(clippy::disallowed_methods, reason = "oracles are other people's programs")]
 fn succeeds(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{text}");
     text
 }
@@ -143,8 +172,17 @@ if messages: sys.exit("SPDX: " + "\n".join(m.validation_message for m in message
 print(sorted(p.name for p in document.packages))
 "#;
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let text = succeeds(oracle_python(), &["-c", script, &path(names::CYCLONEDX), &path(names::SPDX)]);
-    for name in ["libstdc++6", "tzdata", "etcd", "go.etcd.io/etcd/server/v3", "github.com/Azure/go-ansiterm"] {
+    let text = succeeds(
+        oracle_python(),
+        &["-c", script, &path(names::CYCLONEDX), &path(names::SPDX)],
+    );
+    for name in [
+        "libstdc++6",
+        "tzdata",
+        "etcd",
+        "go.etcd.io/etcd/server/v3",
+        "github.com/Azure/go-ansiterm",
+    ] {
         assert!(text.contains(&format!("'{name}'")), "{name} is missing in {text}");
         let cyclonedx = std::fs::read_to_string(path(names::CYCLONEDX)).unwrap();
         assert!(cyclonedx.contains(&format!("\"name\": \"{name}\"")), "{name}");
@@ -156,19 +194,38 @@ fn openssl_accepts_the_manifest_signature_and_refuses_a_changed_manifest() {
     let folder = tempfile::tempdir().unwrap();
     let (_, key) = written(folder.path());
     // SubjectPublicKeyInfo of an Ed25519 key: RFC 8410, section 4.
-    let mut spki = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    let mut spki = vec![
+        0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+    ];
     spki.extend_from_slice(&key.identity().release);
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("key.der"), spki).unwrap();
-    let verify = ["pkeyutl", "-verify", "-pubin", "-keyform", "DER", "-inkey", &path("key.der"), "-rawin"];
-    let files = ["-in", &path(names::MANIFEST), "-sigfile", &path(names::MANIFEST_SIGNATURE)];
+    let verify = [
+        "pkeyutl",
+        "-verify",
+        "-pubin",
+        "-keyform",
+        "DER",
+        "-inkey",
+        &path("key.der"),
+        "-rawin",
+    ];
+    let files = [
+        "-in",
+        &path(names::MANIFEST),
+        "-sigfile",
+        &path(names::MANIFEST_SIGNATURE),
+    ];
     succeeds("openssl", &[&verify[..], &files[..]].concat());
 
     let mut bytes = std::fs::read(path(names::MANIFEST)).unwrap();
     bytes[40] ^= 1;
     std::fs::write(path(names::MANIFEST), bytes).unwrap();
     let error = release::read_signed_manifest(folder.path(), &key.identity().release).unwrap_err();
-    assert_eq!(kimage_builder::failure::exit_code(&error), kimage_builder::failure::ExitCode::Mismatch);
+    assert_eq!(
+        kimage_builder::failure::exit_code(&error),
+        kimage_builder::failure::ExitCode::Mismatch
+    );
 }
 
 #[test]
@@ -186,7 +243,11 @@ fn sha256sum_checks_every_other_file_of_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     written(folder.path());
     std::fs::write(folder.path().join("disk.raw"), b"not a disk").unwrap();
-    let script = format!("cd '{}' && sha256sum -c --strict {}", folder.path().display(), names::CHECKSUMS);
+    let script = format!(
+        "cd '{}' && sha256sum -c --strict {}",
+        folder.path().display(),
+        names::CHECKSUMS
+    );
     let text = succeeds("sh", &["-c", &script]);
     let files = std::fs::read_dir(folder.path()).unwrap().count() - 1;
     assert_eq!(text.matches(": OK").count(), files, "{text}");
@@ -197,7 +258,13 @@ fn equal_inputs_give_equal_documents() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     written(first.path());
     written(second.path());
-    for name in [names::MANIFEST, names::MANIFEST_SIGNATURE, names::SPDX, names::CYCLONEDX, names::PROVENANCE] {
+    for name in [
+        names::MANIFEST,
+        names::MANIFEST_SIGNATURE,
+        names::SPDX,
+        names::CYCLONEDX,
+        names::PROVENANCE,
+    ] {
         let read = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(name)).unwrap();
         assert!(read(&first) == read(&second), "{name}");
     }
