@@ -4,6 +4,7 @@
 pub mod bill;
 pub mod checksums;
 pub mod cyclonedx;
+pub mod folder;
 pub mod manifest;
 pub mod provenance;
 pub mod spdx;
@@ -36,6 +37,8 @@ pub mod names {
     pub const OVMF_VARS: &str = "ovmf-vars.fd";
     /// Public half of the release key, PEM: what `openssl pkeyutl -verify` takes.
     pub const RELEASE_KEY: &str = "release.pub.pem";
+    /// Certificate of the key that signed `kernel.efi`, PEM: what `sbverify --cert` takes.
+    pub const DATABASE_CERTIFICATE: &str = "db.crt";
     /// `sha256sum -c` input for all other files.
     pub const CHECKSUMS: &str = "SHA256SUMS";
 }
