@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn versions_sort_as_the_manual_says() {
         let sorted = [
-            "1.0~~", "1.0~~a", "1.0~", "1.0", "1.0a", "1.0+", "1.0-1", "1.0-1.1", "1.0.1", "1.10", "1:0.1",
+            "1.0~~", "1.0~~a", "1.0~", "1.0", "1.0-1", "1.0-1.1", "1.0a", "1.0+", "1.0.1", "1.10", "1:0.1",
         ];
         for pair in sorted.windows(2) {
             assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{pair:?}");
