@@ -187,7 +187,10 @@ pub struct RootFilesystem {
 
 impl Default for RootFilesystem {
     fn default() -> Self {
-        Self { compression_level: 6, block_size: 262_144 }
+        Self {
+            compression_level: 6,
+            block_size: 262_144,
+        }
     }
 }
 
