@@ -4,10 +4,12 @@
 pub mod component;
 pub mod image;
 pub mod role;
+pub mod toolchain;
 
 pub use component::Component;
 pub use image::Image;
 pub use role::Role;
+pub use toolchain::Toolchains;
 
 /// One image and one role with all components, checked: names are valid, the role exists, every component that the
 /// role names exists.
