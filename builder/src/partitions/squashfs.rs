@@ -10,6 +10,7 @@ mod format;
 mod inodes;
 mod layout;
 mod metadata;
+mod reader;
 mod xattrs;
 
 use std::io::{Seek, SeekFrom, Write};
@@ -17,6 +18,7 @@ use std::io::{Seek, SeekFrom, Write};
 use anyhow::{Context, Result, ensure};
 
 pub use cache::BlockCache;
+pub use reader::{Entries, FileContent, FileReader, Metadata, Node, Reader};
 
 use crate::progress::Progress;
 use crate::tree::Tree;

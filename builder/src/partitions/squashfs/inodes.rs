@@ -43,6 +43,15 @@ struct Child<'a> {
     basic_type: u16,
 }
 
+/// `struct squashfs_dir_index`: where a listing goes on in another metadata block.
+struct IndexRecord<'a> {
+    /// Bytes of the listing before the header that begins the block.
+    position: u32,
+    block: u32,
+    /// The first name below that header.
+    name: &'a [u8],
+}
+
 struct InodeWriter<'a> {
     layout: &'a Layout<'a>,
     stored: &'a [Stored],
@@ -293,7 +302,7 @@ impl InodeWriter<'_> {
                 let index_count = u16::try_from(index.len()).context("directory is too large")?;
                 body.u32(links).u32(size).u32(place.block).u32(inode.parent);
                 body.u16(index_count).u16(place.offset).u32(xattr);
-                for (position, block, name) in index {
+                for IndexRecord { position, block, name } in index {
                     body.u32(position)
                         .u32(block)
                         .u32(name.len() as u32 - 1)
@@ -304,9 +313,8 @@ impl InodeWriter<'_> {
         }
     }
 
-    /// Writes headers and entries; returns their size and, for every metadata block but the first, the position of
-    /// its first header in the listing, the block, and the first name below it.
-    fn listing<'a>(&mut self, children: &[Child<'a>]) -> Result<(u32, Vec<(u32, u32, &'a [u8])>)> {
+    /// Writes headers and entries; returns their size and the index records.
+    fn listing<'a>(&mut self, children: &[Child<'a>]) -> Result<(u32, Vec<IndexRecord<'a>>)> {
         let mut size = 0;
         let mut index = Vec::new();
         let sorted: Vec<&Child<'_>> = children.iter().rev().collect();
@@ -315,7 +323,7 @@ impl InodeWriter<'_> {
         while let Some(first) = rest.first() {
             let here = self.directories.position()?;
             if here.block != block {
-                index.push((size, here.block, first.name));
+                index.push(IndexRecord { position: size, block: here.block, name: first.name });
                 block = here.block;
             }
             let (group, later) = rest.split_at(group_length(rest, usize::from(here.offset)));
