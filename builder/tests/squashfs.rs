@@ -43,7 +43,7 @@ fn rich_tree(folder: &Path) -> Tree {
         let mut entry = Entry::bytes(0o755, noise(1, 300_000));
         let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
         entry.xattrs.insert(b"security.capability".to_vec(), capability);
-        entry.xattrs.insert(b"user.note".to_vec(), vec![b'x'; 20_000]);
+        entry.xattrs.insert(b"user.note".to_vec(), vec![b'x'; 3_000]);
         entry
     });
     put("bin/su", Entry { mode: 0o4755, uid: 0, gid: 70_000, ..Entry::bytes(0o755, &b"su"[..]) });
