@@ -38,10 +38,10 @@ const TAIL: usize = 25;
 /// How long each package took: from its "Setting up" line to the next.
 pub type Timing = Vec<(String, Duration)>;
 
-/// The order in which packages are configured: the essential ones and what they need first, as every bootstrap does
-/// because scripts may use them without saying so; then all others, dependencies before dependents where there is
-/// no cycle.
-pub fn order(packages: &[Package]) -> Vec<usize> {
+/// The order in which packages are configured, and how many of them belong to the first of two rounds: the essential
+/// ones and what they need, because scripts use those without saying so (every bootstrap does it like that). Within a
+/// round dependencies stand before dependents where there is no cycle.
+pub fn order(packages: &[Package]) -> (Vec<usize>, usize) {
     let mut providers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, package) in packages.iter().enumerate() {
         for name in package.names() {
@@ -57,10 +57,14 @@ pub fn order(packages: &[Package]) -> Vec<usize> {
     };
     first.sort_by_key(|index| (rank(&packages[*index]), packages[*index].name.clone()));
     let mut visit = Visit { packages, providers, seen: BTreeSet::new(), order: Vec::new() };
+    let mut essential = 0;
     for index in first {
         visit.package(index);
+        if rank(&packages[index]) < 3 {
+            essential = visit.order.len();
+        }
     }
-    visit.order
+    (visit.order, essential)
 }
 
 struct Visit<'a> {
@@ -86,11 +90,11 @@ impl Visit<'_> {
     }
 }
 
-/// Configures `packages` (all those of the tree that are unpacked), given in the order of [`order`]. `commands` run
-/// afterwards, each a shell line. `scratch` is an empty folder of the host.
+/// Configures the packages of `rounds`, one round after the other: all of the tree that are unpacked, in the order
+/// of [`order`]. `commands` run afterwards, each a shell line. `scratch` is an empty folder of the host.
 pub fn configure(
     sandbox: Sandbox,
-    packages: &[&Package],
+    rounds: [&[Package]; 2],
     commands: &[String],
     scratch: &Path,
     task: &Task,
@@ -100,7 +104,7 @@ pub fn configure(
     for name in SILENT {
         std::os::unix::fs::symlink("/usr/bin/true", bin.join(name))?;
     }
-    put(&scratch.join("configure"), script(packages, commands).as_bytes(), 0o755)?;
+    put(&scratch.join("configure"), script(rounds, commands).as_bytes(), 0o755)?;
     let mut sandbox = sandbox
         .bind(scratch, Path::new(INSIDE))
         .env("PATH", format!("{INSIDE}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
@@ -132,10 +136,10 @@ pub fn configure(
 }
 
 /// The shell script that the sandbox runs. Package names are checked characters, so they need no quotes.
-fn script(packages: &[&Package], commands: &[String]) -> String {
+fn script(rounds: [&[Package]; 2], commands: &[String]) -> String {
     let mut text = String::from("set -e\numask 022\ncd /\nexport DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg\n");
     text.push_str("fail() { echo \"kimage: the preinst script of $1 failed\"; exit 1; }\n");
-    for package in packages.iter().filter(|package| package.control_file("preinst").is_some()) {
+    for package in rounds.into_iter().flatten().filter(|package| package.control_file("preinst").is_some()) {
         let (name, architecture) = (&package.name, &package.architecture);
         let _ = writeln!(
             text,
@@ -145,12 +149,14 @@ fn script(packages: &[&Package], commands: &[String]) -> String {
             package.info_name()
         );
     }
-    // The names in this order: dpkg configures in the order given wherever dependencies allow.
-    text.push_str("dpkg --log=/dev/null --force-confold --configure");
-    for package in packages {
-        let _ = write!(text, " {}", package.name);
+    // dpkg configures in the order given wherever dependencies allow.
+    for round in rounds.into_iter().filter(|round| !round.is_empty()) {
+        text.push_str("dpkg --log=/dev/null --force-confold --configure");
+        for package in round {
+            let _ = write!(text, " {}", package.name);
+        }
+        text.push('\n');
     }
-    text.push('\n');
     for command in commands {
         let _ = writeln!(text, "echo 'kimage: {}'\n{command}", command.replace('\'', ""));
     }

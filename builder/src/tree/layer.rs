@@ -14,11 +14,12 @@ use super::deb::Deb;
 use super::dpkg::{self, Database, Package};
 use super::index::{self, Entries};
 use super::leave_out::LeaveOuts;
+use super::sandbox::delta::{self, Change};
 use super::sandbox::{Owner, Owners, Sandbox};
 use super::scan::{self, Knowledge};
 use super::unpack::{self, Below, Unpacked, merged};
 use super::users::{self, Accounts};
-use super::value::{Tree, TreePath};
+use super::value::{Entry, Kind, Tree, TreePath};
 use crate::definition::image::{Group, User};
 use crate::digest::{Digest, Hasher};
 use crate::progress::Progress;
@@ -121,7 +122,14 @@ impl Layer {
     pub fn apply(&self, tree: &mut Tree) -> Result<()> {
         for (path, entry) in &self.entries {
             match entry {
-                Some(entry) => tree.insert(path.clone(), entry.clone())?,
+                Some(entry) => {
+                    // A path that became another kind of thing takes what was below it along.
+                    let directory = |entry: &Entry| matches!(entry.kind, Kind::Directory);
+                    if tree.get(path).is_some_and(|old| directory(old) != directory(entry)) {
+                        tree.remove(path);
+                    }
+                    tree.insert(path.clone(), entry.clone())?;
+                }
                 None => drop(tree.remove(path)),
             }
         }
@@ -132,20 +140,20 @@ impl Layer {
 /// Makes the base layer in the empty folder `folder`.
 pub fn build_base(folder: &Path, recipe: &Recipe<'_>, workshop: &Workshop, progress: &Progress) -> Result<Timing> {
     let root = make_root(folder)?;
-    let (debs, packages) = open(recipe)?;
-    let unpacked = unpack_all(&root, recipe, &debs, &packages, None, workshop, progress)?;
+    let opened = open(recipe)?;
+    let packages = &opened.packages;
+    let unpacked = unpack_all(&root, recipe, &opened, None, workshop, progress)?;
     let accounts = users::seed(&root, recipe.users, recipe.groups)?;
-    let database = Database { packages: &packages, unpacked: &unpacked, below: &[] };
+    let database = Database { packages, unpacked: &unpacked, below: &[] };
     database.write(&root)?;
-    dpkg::write_triggers(&root, &packages, None, &unpacked.lists)?;
+    dpkg::write_triggers(&root, packages, None, &unpacked.lists)?;
     let mut sandbox = Sandbox::directory(&root).owners(&initial_owners(&unpacked, &accounts));
     if let Some(program) = &workshop.program {
         sandbox = sandbox.program(program);
     }
-    let all: Vec<&Package> = packages.iter().collect();
     let commands = [DEPMOD.to_owned(), LDCONFIG.to_owned()];
-    let (owners, timing) = configure_all(sandbox, &all, &commands, folder, progress)?;
-    check(&root, &accounts, &packages, &unpacked)?;
+    let (owners, timing) = configure_all(sandbox, opened.rounds(), &commands, folder, progress)?;
+    check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
     let knowledge = Knowledge { origins: &unpacked.origins, owners: &owners };
     let entries = scan::scan(&root, &knowledge)?;
@@ -164,20 +172,21 @@ pub fn build_role(
     let root = make_root(folder)?;
     let work = folder.join("work");
     DirBuilder::new().mode(0o700).create(&work)?;
-    let (debs, packages) = open(recipe)?;
+    let opened = open(recipe)?;
+    let packages = &opened.packages;
     let mut tree = Tree::new(recipe.epoch);
     base.apply(&mut tree)?;
     let old = installed(&base.root())?;
     let owned = owned_paths(&base.root(), &old)?;
     let below = Below { tree: &tree, packages: &old, owners: &owned };
-    let unpacked = unpack_all(&root, recipe, &debs, &packages, Some(below), workshop, progress)?;
+    let unpacked = unpack_all(&root, recipe, &opened, Some(below), workshop, progress)?;
     // A path that unpacking makes below a folder of the base must not change that folder's owner.
     let etc = root.join("etc");
     DirBuilder::new().recursive(true).mode(0o755).create(&etc)?;
     let accounts = users::add(&root, &base.root(), recipe.users, recipe.groups, recipe.epoch)?;
-    let database = Database { packages: &packages, unpacked: &unpacked, below: &old };
+    let database = Database { packages, unpacked: &unpacked, below: &old };
     database.write(&root)?;
-    dpkg::write_triggers(&root, &packages, Some(&base.root()), &unpacked.lists)?;
+    dpkg::write_triggers(&root, packages, Some(&base.root()), &unpacked.lists)?;
     let mut owners = initial_owners(&unpacked, &accounts);
     for (path, entry) in tree.entries() {
         if owners.get(path).is_none() && !unpacked.origins.contains_key(path) {
@@ -189,12 +198,11 @@ pub fn build_role(
     if let Some(program) = &workshop.program {
         sandbox = sandbox.program(program);
     }
-    let all: Vec<&Package> = packages.iter().collect();
-    let (owners, timing) = configure_all(sandbox, &all, &[LDCONFIG.to_owned()], folder, progress)?;
-    check(&root, &accounts, &packages, &unpacked)?;
+    let (owners, timing) = configure_all(sandbox, opened.rounds(), &[LDCONFIG.to_owned()], folder, progress)?;
+    check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
     let knowledge = Knowledge { origins: &unpacked.origins, owners: &owners };
-    let entries = delta_entries(&root, &tree, &knowledge)?;
+    let entries = delta_entries(&root, base, &tree, &knowledge)?;
     fs::write(folder.join(INDEX), index::encode(&entries, recipe.epoch)?)?;
     remove_folder(&work)?;
     Ok(timing)
@@ -215,8 +223,23 @@ fn make_root(folder: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
+/// The packages of a layer in the order in which they are configured.
+struct Opened {
+    debs: Vec<Deb>,
+    packages: Vec<Package>,
+    /// How many of them are configured before the others.
+    first_round: usize,
+}
+
+impl Opened {
+    fn rounds(&self) -> [&[Package]; 2] {
+        let (first, second) = self.packages.split_at(self.first_round);
+        [first, second]
+    }
+}
+
 /// Opens the .debs and puts them in the order in which they are configured.
-fn open(recipe: &Recipe<'_>) -> Result<(Vec<Deb>, Vec<Package>)> {
+fn open(recipe: &Recipe<'_>) -> Result<Opened> {
     let mut opened = Vec::new();
     for input in &recipe.inputs {
         let deb = Deb::open(&input.path).with_context(|| format!("package {}", input.name))?;
@@ -228,39 +251,39 @@ fn open(recipe: &Recipe<'_>) -> Result<(Vec<Deb>, Vec<Package>)> {
         opened.push(Some((deb, package)));
     }
     let packages: Vec<Package> = opened.iter().flatten().map(|(_, package)| package.clone()).collect();
-    let order = configure::order(&packages);
+    let (order, first_round) = configure::order(&packages);
     let ordered = order.into_iter().filter_map(|index| opened[index].take());
-    Ok(ordered.unzip())
+    let (debs, packages) = ordered.unzip();
+    Ok(Opened { debs, packages, first_round })
 }
 
 fn unpack_all(
     root: &Path,
     recipe: &Recipe<'_>,
-    debs: &[Deb],
-    packages: &[Package],
+    opened: &Opened,
     below: Option<Below<'_>>,
     workshop: &Workshop,
     progress: &Progress,
 ) -> Result<Unpacked> {
-    let task = progress.task("unpack packages", Some(debs.len() as u64));
+    let task = progress.task("unpack packages", Some(opened.debs.len() as u64));
     let skip = |path: &TreePath| recipe.leave_outs.skips_unpacking(path);
     let options = unpack::Options { below, skip: &skip, mtime: recipe.epoch, jobs: workshop.jobs };
-    let unpacked = unpack::unpack(root, debs, packages, &options, &task)?;
+    let unpacked = unpack::unpack(root, &opened.debs, &opened.packages, &options, &task)?;
     task.done();
     Ok(unpacked)
 }
 
 fn configure_all(
     sandbox: Sandbox,
-    packages: &[&Package],
+    rounds: [&[Package]; 2],
     commands: &[String],
     folder: &Path,
     progress: &Progress,
 ) -> Result<(Owners, Timing)> {
-    let task = progress.task("configure packages", Some(packages.len() as u64));
+    let task = progress.task("configure packages", None);
     let scratch = folder.join("scratch");
     DirBuilder::new().mode(0o755).create(&scratch)?;
-    let result = configure::configure(sandbox, packages, commands, &scratch, &task)?;
+    let result = configure::configure(sandbox, rounds, commands, &scratch, &task)?;
     fs::remove_dir_all(&scratch)?;
     task.done();
     Ok(result)
@@ -312,6 +335,35 @@ fn remove_folder(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))
 }
 
-fn delta_entries(_root: &Path, _tree: &Tree, _knowledge: &Knowledge<'_>) -> Result<Entries> {
-    bail!("delta")
+/// What the overlay's upper side `root` changes in the tree of `base`.
+fn delta_entries(root: &Path, base: &Layer, tree: &Tree, knowledge: &Knowledge<'_>) -> Result<Entries> {
+    let mut entries = Entries::new();
+    for (path, change) in delta::delta(root, &[base.root()])? {
+        let mounted = |(name, _): &(&str, u16)| path.parts().first().is_some_and(|first| first == name.as_bytes());
+        if scan::MOUNT_POINTS.iter().any(mounted) {
+            continue;
+        }
+        if change == Change::Removed {
+            entries.insert(path, None);
+            continue;
+        }
+        let metadata = fs::symlink_metadata(path.under(root)).with_context(|| path.to_string())?;
+        let entry = scan::entry(root, &path, &metadata, knowledge).with_context(|| path.to_string())?;
+        let same = tree.get(&path).is_some_and(|old| same(old, &entry));
+        if !same {
+            entries.insert(path, Some(entry));
+        }
+    }
+    Ok(entries)
+}
+
+/// Copying up without a change is no change.
+fn same(one: &Entry, other: &Entry) -> bool {
+    let kinds = match (&one.kind, &other.kind) {
+        (Kind::Directory, Kind::Directory) => true,
+        (Kind::File { digest: one, .. }, Kind::File { digest: other, .. }) => one == other,
+        (Kind::Symlink(one), Kind::Symlink(other)) => one == other,
+        _ => false,
+    };
+    kinds && (one.mode, one.uid, one.gid, &one.xattrs) == (other.mode, other.uid, other.gid, &other.xattrs)
 }
