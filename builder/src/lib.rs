@@ -7,6 +7,7 @@
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
 //! [`store`] and [`tool`]. Only [`pipeline`] and the commands see all stages.
 
+pub mod archive;
 pub mod components;
 pub mod definition;
 pub mod digest;

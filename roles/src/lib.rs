@@ -2,5 +2,3 @@
 //! side writes and the other reads.
 
 pub mod role;
-
-pub use role::Role;

@@ -60,6 +60,15 @@ pub struct InstalledPackage {
     pub licence: Option<TreePath>,
 }
 
+/// What the components stage adds.
+#[derive(Debug, Clone, Default)]
+pub struct Baked {
+    /// Files and links, owned as they say. What is below `/var` goes to the template of `/var`.
+    pub files: Vec<(TreePath, Entry)>,
+    /// What first boot may know about them, for `role.json`.
+    pub components: Vec<kimage_roles::role::Component>,
+}
+
 /// How to assemble: nothing of it shows in the result.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -70,7 +79,7 @@ pub struct Options {
 }
 
 /// Assembles the root filesystem of `definition` from the packages that `lock` names and `store` holds, and the
-/// components' `files`.
+/// components that are `baked` in.
 ///
 /// # Errors
 /// [`ExitCode::Usage`] when the definition names a unit, user or path that does not fit the packages;
@@ -79,7 +88,7 @@ pub fn assemble(
     definition: &Definition,
     lock: &Lock,
     store: &Store,
-    files: Vec<(TreePath, Entry)>,
+    baked: Baked,
     progress: &Progress,
     options: &Options,
 ) -> Result<Assembled> {
@@ -96,10 +105,13 @@ pub fn assemble(
     normalise::normalise(&mut tree)?;
     add_folder(&mut tree, &definition.image.folder.join("rootfs"))?;
     add_folder(&mut tree, &definition.role.folder.join("files"))?;
-    for (path, entry) in files {
+    for component in &definition.components {
+        add_folder(&mut tree, &component.folder.join("rootfs"))?;
+    }
+    for (path, entry) in baked.files {
         place(&mut tree, &path, entry).context("file of a component")?;
     }
-    add_generated(&mut tree, definition, lock)?;
+    add_generated(&mut tree, definition, &kernel.version, baked.components)?;
     apply_units(&mut tree, definition)?;
     let packages = packages.iter().map(|package| described(package, &tree)).collect();
     Ok(Assembled { tree, kernel, packages })
@@ -233,23 +245,27 @@ fn host_entry(path: &Path) -> Result<Entry> {
 }
 
 /// The files that kimage writes from the definition.
-fn add_generated(tree: &mut Tree, definition: &Definition, lock: &Lock) -> Result<()> {
+fn add_generated(
+    tree: &mut Tree,
+    definition: &Definition,
+    kernel: &str,
+    mut components: Vec<kimage_roles::role::Component>,
+) -> Result<()> {
     let role = &definition.role;
     let mut put = |path: &str, bytes: Vec<u8>| place(tree, &TreePath::parse(path.as_bytes())?, Entry::bytes(0o644, bytes));
     let modules: String = role.manifest.modules.iter().map(|module| format!("{module}\n")).collect();
     put(MODULES_LOAD, modules.into_bytes())?;
     let sysctls: String = role.manifest.sysctls.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
     put(SYSCTLS, sysctls.into_bytes())?;
-    let used: Vec<&String> = definition.components.iter().map(|component| &component.name).collect();
-    let versions = lock.component.iter().filter(|component| used.contains(&&component.name));
-    let contract = kimage_roles::Role {
+    components.sort_by(|one, other| one.name.cmp(&other.name));
+    let contract = kimage_roles::role::Role {
         schema: kimage_roles::role::SCHEMA,
         role: role.name.clone(),
         image: definition.image.name.clone(),
-        components: versions.map(|component| (component.name.clone(), component.version.clone())).collect(),
-        epoch: lock.epoch,
+        kernel: kernel.to_owned(),
+        components,
     };
-    put(kimage_roles::role::PATH, contract.to_json())
+    put(kimage_roles::role::ROLE_PATH, contract.to_json()?)
 }
 
 fn apply_units(tree: &mut Tree, definition: &Definition) -> Result<()> {

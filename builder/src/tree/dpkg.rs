@@ -1,8 +1,6 @@
 //! dpkg's database (`/var/lib/dpkg`), written as `dpkg --unpack` would leave it, so that the image's own dpkg can
 //! configure what kimage unpacked and any scanner can read what is installed.
 
-pub mod version;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
@@ -16,6 +14,7 @@ use super::control::{Paragraph, clauses};
 use super::deb::{ControlFile, Deb};
 use super::unpack::{Unpacked, merged};
 use super::value::TreePath;
+use crate::archive::version;
 
 /// Where the database is while packages are configured.
 pub const ADMIN: &str = "var/lib/dpkg";

@@ -5,7 +5,10 @@ use std::cmp::Ordering;
 /// Compares two versions: epoch, upstream version, revision.
 pub fn compare(one: &str, other: &str) -> Ordering {
     let (one, other) = (split(one), split(other));
-    one.0.cmp(&other.0).then_with(|| part(one.1, other.1)).then_with(|| part(one.2, other.2))
+    one.0
+        .cmp(&other.0)
+        .then_with(|| part(one.1, other.1))
+        .then_with(|| part(one.2, other.2))
 }
 
 /// Whether `version` is within a relation's limit, `(<< 1.2)` written as its operator and version.
@@ -44,7 +47,10 @@ fn part(one: &str, other: &str) -> Ordering {
 }
 
 fn take(bytes: &[u8], digits: bool) -> (&[u8], &[u8]) {
-    let end = bytes.iter().position(|byte| byte.is_ascii_digit() != digits).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| byte.is_ascii_digit() != digits)
+        .unwrap_or(bytes.len());
     bytes.split_at(end)
 }
 
@@ -63,7 +69,10 @@ fn text(one: &[u8], other: &[u8]) -> Ordering {
 
 fn number(one: &[u8], other: &[u8]) -> Ordering {
     let strip = |digits: &[u8]| {
-        let start = digits.iter().position(|digit| *digit != b'0').unwrap_or(digits.len());
+        let start = digits
+            .iter()
+            .position(|digit| *digit != b'0')
+            .unwrap_or(digits.len());
         digits[start..].to_vec()
     };
     let (one, other) = (strip(one), strip(other));
@@ -76,7 +85,9 @@ mod tests {
 
     #[test]
     fn versions_sort_as_the_manual_says() {
-        let sorted = ["1.0~~", "1.0~~a", "1.0~", "1.0", "1.0a", "1.0+", "1.0-1", "1.0-1.1", "1.0.1", "1.10", "1:0.1"];
+        let sorted = [
+            "1.0~~", "1.0~~a", "1.0~", "1.0", "1.0-1", "1.0-1.1", "1.0a", "1.0+", "1.0.1", "1.10", "1:0.1",
+        ];
         for pair in sorted.windows(2) {
             assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{pair:?}");
         }

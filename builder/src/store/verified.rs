@@ -1,0 +1,148 @@
+//! Which blobs were hashed already, so that a build need not read hundreds of megabytes again.
+//!
+//! A blob counts as verified while its file has the device, inode, size, mtime and ctime that it had when it was
+//! hashed. Every write, truncation, rename, chmod or restored mtime sets ctime, which no program can choose. Two
+//! changes within one clock tick share a ctime, so what is remembered across processes had a ctime well in the past
+//! when it was hashed. What this cannot see is a disk that returns other bytes than were written.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::digest::Digest;
+
+/// Longer than any kernel's or filesystem's timestamp granularity (FAT: two seconds).
+const SETTLED_SECONDS: i64 = 3;
+
+/// Beyond this size the file is begun anew.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// What identifies a file's content without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: (i64, i64),
+    ctime: (i64, i64),
+}
+
+impl Identity {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            ctime: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+
+    fn settled(&self) -> bool {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        i64::try_from(now).is_ok_and(|now| now - self.ctime.0 >= SETTLED_SECONDS)
+    }
+
+    fn line(&self, digest: &Digest) -> String {
+        let Self {
+            device,
+            inode,
+            size,
+            mtime,
+            ctime,
+        } = self;
+        format!(
+            "{digest} {device} {inode} {size} {} {} {} {}\n",
+            mtime.0, mtime.1, ctime.0, ctime.1
+        )
+    }
+
+    fn parse(line: &str) -> Option<(Digest, Self)> {
+        let mut fields = line.split(' ');
+        let digest = fields.next()?.parse().ok()?;
+        let mut unsigned = || fields.next()?.parse::<u64>().ok();
+        let (device, inode, size) = (unsigned()?, unsigned()?, unsigned()?);
+        let mut signed = || fields.next()?.parse::<i64>().ok();
+        let identity = Self {
+            device,
+            inode,
+            size,
+            mtime: (signed()?, signed()?),
+            ctime: (signed()?, signed()?),
+        };
+        fields.next().is_none().then_some((digest, identity))
+    }
+}
+
+/// The blobs known to be good. Appends to its file; lines that are torn or stale only cost a hash.
+pub(super) struct Verified {
+    path: PathBuf,
+    known: HashMap<Digest, Identity>,
+}
+
+impl Verified {
+    pub(super) fn load(path: &Path) -> Self {
+        let mut text = String::new();
+        let mut oversized = false;
+        if let Ok(file) = File::open(path) {
+            oversized = file
+                .metadata()
+                .is_ok_and(|metadata| metadata.len() > MAX_FILE_BYTES);
+            if !oversized && file.take(MAX_FILE_BYTES).read_to_string(&mut text).is_err() {
+                text.clear();
+            }
+        }
+        if oversized {
+            let _ = fs::remove_file(path);
+        }
+        // Later lines win.
+        Self {
+            path: path.to_owned(),
+            known: text.lines().filter_map(Identity::parse).collect(),
+        }
+    }
+
+    pub(super) fn knows(&self, digest: &Digest, identity: &Identity) -> bool {
+        self.known.get(digest) == Some(identity)
+    }
+
+    /// The blob's file was hashed while it had `identity`.
+    pub(super) fn remember(&mut self, digest: &Digest, identity: Identity) {
+        self.known.insert(*digest, identity);
+        if identity.settled() {
+            // Lost lines (a read-only store, a full disk) cost a hash next time. One write per line: appends of
+            // several processes don't mix.
+            let file = OpenOptions::new().append(true).create(true).open(&self.path);
+            let _ = file.and_then(|mut file| file.write_all(identity.line(digest).as_bytes()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_reads_back_and_a_torn_one_does_not() {
+        let identity = Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime: (-4, 5),
+            ctime: (6, 7),
+        };
+        let digest = Digest::of(b"x");
+        let line = identity.line(&digest);
+        assert_eq!(Identity::parse(line.trim_end()), Some((digest, identity)));
+        for length in 0..line.len() - 2 {
+            assert_eq!(Identity::parse(&line[..length]), None, "{}", &line[..length]);
+        }
+        assert_eq!(Identity::parse(&format!("{} 8", line.trim_end())), None);
+    }
+}
