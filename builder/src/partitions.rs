@@ -1,1 +1,3 @@
-//! (to come)
+//! The partitions' contents.
+
+pub mod initrd;

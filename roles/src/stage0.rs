@@ -92,7 +92,12 @@ impl Table {
         if !is_word(kernel, 64) {
             return Err(refusal(format!("kernel release {kernel:?} is not a plain word")));
         }
-        Ok(Self { kernel: kernel.to_owned(), modules: Vec::new(), always: Vec::new(), aliases: Vec::new() })
+        Ok(Self {
+            kernel: kernel.to_owned(),
+            modules: Vec::new(),
+            always: Vec::new(),
+            aliases: Vec::new(),
+        })
     }
 
     /// Adds a module whose needs are already in, and returns its position.
@@ -110,10 +115,15 @@ impl Table {
             return Err(refusal(format!("more than {MAX_MODULES} modules")));
         }
         let known = |need: &&str| {
-            self.position(need).ok_or_else(|| refusal(format!("module {name} needs {need:?}, which no earlier line has")))
+            self.position(need)
+                .ok_or_else(|| refusal(format!("module {name} needs {need:?}, which no earlier line has")))
         };
         let needs = needs.iter().map(known).collect::<Result<Vec<_>, _>>()?;
-        self.modules.push(Module { name: name.to_owned(), file: file.to_owned(), needs });
+        self.modules.push(Module {
+            name: name.to_owned(),
+            file: file.to_owned(),
+            needs,
+        });
         Ok(self.modules.len() - 1)
     }
 
@@ -129,13 +139,21 @@ impl Table {
     /// Has machines with a device that `pattern` matches load the module `name`.
     pub fn add_alias(&mut self, name: &str, pattern: &str) -> Result<(), TableError> {
         let module = self.known(name)?;
-        if pattern.is_empty() || pattern.len() > MAX_PATTERN || !pattern.bytes().all(|c| (b' '..0x7f).contains(&c)) {
-            return Err(refusal(format!("alias {pattern:?} is not a printable text of 1 to {MAX_PATTERN} bytes")));
+        if pattern.is_empty()
+            || pattern.len() > MAX_PATTERN
+            || !pattern.bytes().all(|c| (b' '..0x7f).contains(&c))
+        {
+            return Err(refusal(format!(
+                "alias {pattern:?} is not a printable text of 1 to {MAX_PATTERN} bytes"
+            )));
         }
         if self.aliases.len() == MAX_ALIASES {
             return Err(refusal(format!("more than {MAX_ALIASES} aliases")));
         }
-        self.aliases.push(Alias { pattern: normalise(pattern), module });
+        self.aliases.push(Alias {
+            pattern: normalise(pattern),
+            module,
+        });
         Ok(())
     }
 
@@ -146,7 +164,12 @@ impl Table {
         }
         let text = std::str::from_utf8(text).map_err(|_| refusal("not UTF-8".to_owned()))?;
         let mut lines = text.lines().enumerate();
-        let at = |line: usize| move |error: TableError| TableError { line: line + 1, ..error };
+        let at = |line: usize| {
+            move |error: TableError| TableError {
+                line: line + 1,
+                ..error
+            }
+        };
         let head = |expected: &str, found: Option<(usize, &str)>| match found {
             Some((_, found)) if found.starts_with(expected) => Ok(found[expected.len()..].to_owned()),
             _ => Err(refusal(format!("`{expected}` expected"))),
@@ -170,7 +193,11 @@ impl Table {
                 let [name, file, needs] = parts[..] else {
                     return Err(refusal("`module NAME FILE NEEDS` expected".to_owned()));
                 };
-                let needs: Vec<&str> = if needs == "-" { Vec::new() } else { needs.split(',').collect() };
+                let needs: Vec<&str> = if needs == "-" {
+                    Vec::new()
+                } else {
+                    needs.split(',').collect()
+                };
                 self.add_module(name, file, &needs).map(drop)
             }
             "always" => self.add_always(rest),
@@ -236,7 +263,8 @@ impl Table {
     }
 
     fn known(&self, name: &str) -> Result<usize, TableError> {
-        self.position(name).ok_or_else(|| refusal(format!("module {name:?} is not in the table")))
+        self.position(name)
+            .ok_or_else(|| refusal(format!("module {name:?} is not in the table")))
     }
 }
 
@@ -246,7 +274,11 @@ impl fmt::Display for Table {
         let name = |index: &usize| self.modules[*index].name.as_str();
         for module in &self.modules {
             let needs: Vec<&str> = module.needs.iter().map(name).collect();
-            let needs = if needs.is_empty() { "-".to_owned() } else { needs.join(",") };
+            let needs = if needs.is_empty() {
+                "-".to_owned()
+            } else {
+                needs.join(",")
+            };
             writeln!(f, "module {} {} {needs}", module.name, module.file)?;
         }
         for index in &self.always {
@@ -257,7 +289,9 @@ impl fmt::Display for Table {
         for alias in &self.aliases {
             aliases.insert((name(&alias.module), &alias.pattern), ());
         }
-        aliases.keys().try_for_each(|(module, pattern)| writeln!(f, "alias {module} {pattern}"))
+        aliases
+            .keys()
+            .try_for_each(|(module, pattern)| writeln!(f, "alias {module} {pattern}"))
     }
 }
 
@@ -284,7 +318,9 @@ mod tests {
     fn sample() -> Table {
         let mut table = Table::new("6.8.0-151-generic").unwrap();
         table.add_module("dm_bufio", "dm-bufio.ko", &[]).unwrap();
-        table.add_module("dm_verity", "dm-verity.ko", &["dm_bufio"]).unwrap();
+        table
+            .add_module("dm_verity", "dm-verity.ko", &["dm_bufio"])
+            .unwrap();
         table.add_module("nvme_core", "nvme-core.ko", &[]).unwrap();
         table.add_module("nvme", "nvme.ko", &["nvme_core"]).unwrap();
         table.add_always("dm_verity").unwrap();
@@ -306,7 +342,11 @@ mod tests {
         assert_eq!(table.closure(3), [2, 3]);
         assert_eq!(table.closure(0), [0]);
         assert!(table.closure(99).is_empty());
-        assert!(table.for_device("pci:v00001AF4d00001001sv00001AF4sd00000002bc01sc00i00").is_empty());
+        assert!(
+            table
+                .for_device("pci:v00001AF4d00001001sv00001AF4sd00000002bc01sc00i00")
+                .is_empty()
+        );
     }
 
     #[test]
@@ -319,12 +359,21 @@ mod tests {
             ("kimage-stage0 1\nkernel 6\nmodule a ../a.ko -", "line 3"),
             ("kimage-stage0 1\nkernel 6\nmodule a .. -", "line 3"),
             ("kimage-stage0 1\nkernel 6\nmodule a a.ko a", "line 3"),
-            ("kimage-stage0 1\nkernel 6\nmodule a a.ko b\nmodule b b.ko a", "line 3"),
-            ("kimage-stage0 1\nkernel 6\nmodule a a.ko -\nmodule a b.ko -", "line 4"),
+            (
+                "kimage-stage0 1\nkernel 6\nmodule a a.ko b\nmodule b b.ko a",
+                "line 3",
+            ),
+            (
+                "kimage-stage0 1\nkernel 6\nmodule a a.ko -\nmodule a b.ko -",
+                "line 4",
+            ),
             ("kimage-stage0 1\nkernel 6\nmodule a a.ko - surplus", "line 3"),
             ("kimage-stage0 1\nkernel 6\nmodule a a.ko", "line 3"),
             ("kimage-stage0 1\nkernel 6\nalways a", "line 3"),
-            ("kimage-stage0 1\nkernel 6\nmodule a a.ko -\nalias a \u{7f}", "line 4"),
+            (
+                "kimage-stage0 1\nkernel 6\nmodule a a.ko -\nalias a \u{7f}",
+                "line 4",
+            ),
             ("kimage-stage0 1\nkernel 6\nmodule a a.ko -\nalias a ", "line 4"),
             ("kimage-stage0 1\nkernel 6\nrun rm", "line 3"),
         ];

@@ -93,11 +93,23 @@ mod tests {
     #[test]
     fn patterns_of_real_drivers_match_real_devices() {
         let cases = [
-            ("pci:v000015ADd000007C0sv*sd*bc*sc*i*", "pci:v000015ADd000007C0sv000015ADsd000007C0bc01sc07i00", true),
-            ("pci:v000015ADd000007C0sv*sd*bc*sc*i*", "pci:v000015ADd000007C1sv000015ADsd000007C0bc01sc07i00", false),
+            (
+                "pci:v000015ADd000007C0sv*sd*bc*sc*i*",
+                "pci:v000015ADd000007C0sv000015ADsd000007C0bc01sc07i00",
+                true,
+            ),
+            (
+                "pci:v000015ADd000007C0sv*sd*bc*sc*i*",
+                "pci:v000015ADd000007C1sv000015ADsd000007C0bc01sc07i00",
+                false,
+            ),
             ("virtio:d00000002v*", "virtio:d00000002v00001AF4", true),
             ("scsi:t_0x00*", "scsi:t_0x00", true),
-            ("vmbus:d96361baa104294df605[0-9a-f]*", "vmbus:d96361baa104294df605e1", true),
+            (
+                "vmbus:d96361baa104294df605[0-9a-f]*",
+                "vmbus:d96361baa104294df605e1",
+                true,
+            ),
             ("usb:v0525pA4A5d0[0-4]*dc*", "usb:v0525pA4A5d03dc", true),
             ("*", "", true),
             ("", "", true),
