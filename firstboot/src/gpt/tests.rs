@@ -1,12 +1,13 @@
 use std::fs::File;
 use std::process::Output;
+use std::sync::OnceLock;
 
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
 use tempfile::NamedTempFile;
 
 use super::*;
 
-const SECTORS: u64 = 40 * 2048;
+const SECTORS: u64 = 12 * 2048;
 
 #[expect(clippy::disallowed_methods, reason = "a test's oracle")]
 fn sgdisk(arguments: &[&str], disk: &NamedTempFile) -> Output {
@@ -25,6 +26,13 @@ fn sgdisk(arguments: &[&str], disk: &NamedTempFile) -> Output {
 
 /// A disk as sgdisk partitions it.
 fn disk() -> NamedTempFile {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    let disk = NamedTempFile::new().unwrap();
+    std::fs::write(disk.path(), BYTES.get_or_init(partitioned)).unwrap();
+    disk
+}
+
+fn partitioned() -> Vec<u8> {
     let disk = NamedTempFile::new().unwrap();
     disk.as_file().set_len(SECTORS * 512).unwrap();
     sgdisk(
@@ -40,7 +48,7 @@ fn disk() -> NamedTempFile {
         ],
         &disk,
     );
-    disk
+    std::fs::read(disk.path()).unwrap()
 }
 
 fn table(disk: &File) -> Found {

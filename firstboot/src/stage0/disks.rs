@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::io::Errno;
 
 use super::command_line::RootHash;
 use super::console;
 use crate::gpt::{self, Guid, Place};
 use crate::storage::{PartitionChange, tell_kernel};
+use crate::sysfs;
 
-/// Bytes of the unit in which sysfs counts, whatever the disk's sectors are.
-const SYSFS_SECTOR: u64 = 512;
 /// Block devices that never hold the root partition. Opening a floppy drive would take seconds.
 const NEVER: [&str; 8] = ["loop", "ram", "zram", "dm-", "sr", "fd", "md", "nbd"];
 
@@ -108,14 +106,13 @@ impl Search {
     }
 
     fn look_at(&self, name: &str) -> Result<Result<Found, String>> {
-        let sysfs = Path::new("/sys/block").join(name);
-        if number(&sysfs.join("size"))? == 0 {
+        let folder = sysfs::folder(name);
+        if sysfs::number(&folder.join("size"))? == 0 {
             return Ok(Err("no medium".to_owned()));
         }
-        // sysfs writes the `/` of a device's name as `!`.
-        let path = Path::new("/dev").join(name.replace('!', "/"));
+        let path = sysfs::node(name);
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let own = number(&sysfs.join("queue/logical_block_size")).unwrap_or(512);
+        let own = sysfs::number(&folder.join("queue/logical_block_size")).unwrap_or(512);
         // An image made for 512-byte sectors may have been copied to a disk with larger ones.
         let sizes: &[u64] = if own == 4096 { &[4096, 512] } else { &[512] };
         let mut table = None;
@@ -129,7 +126,7 @@ impl Search {
         let (Some(root), Some(hashes)) = (by_id(self.root), by_id(self.hashes)) else {
             return Ok(Err(format!("{} other partitions", table.partitions.len())));
         };
-        let slice = |partition| slice(&sysfs, &file, partition, table.sector_size);
+        let slice = |partition| slice(name, &file, partition, table.sector_size);
         let (root, hashes) = (slice(root)?, slice(hashes)?);
         let (disk, sector_size) = (name.to_owned(), table.sector_size);
         Ok(Ok(Found {
@@ -144,7 +141,7 @@ impl Search {
 }
 
 /// The kernel's device for a partition. The kernel reads the primary table only, so the device may have to be made.
-fn slice(disk: &Path, file: &File, partition: &gpt::Partition, sector_size: u64) -> Result<Slice> {
+fn slice(disk: &str, file: &File, partition: &gpt::Partition, sector_size: u64) -> Result<Slice> {
     let start = partition
         .first
         .checked_mul(sector_size)
@@ -159,60 +156,27 @@ fn slice(disk: &Path, file: &File, partition: &gpt::Partition, sector_size: u64)
         length,
         device,
     };
-    if let Some(device) = known(disk, start, length)? {
+    let known = || -> Result<Option<(u32, u32)>> {
+        let partitions = sysfs::partitions(disk)?;
+        let same = partitions
+            .iter()
+            .find(|known| (known.start, known.length) == (start, length));
+        Ok(same.map(|known| known.device))
+    };
+    if let Some(device) = known()? {
         return Ok(slice(device));
     }
-    let added = tell_kernel(file, PartitionChange::Add, partition.number, start, length);
-    // Busy: the kernel was still reading the table and has the partition by now.
-    if let Err(error) = &added
-        && error.raw_os_error() != Some(Errno::BUSY.raw_os_error())
-    {
-        added.with_context(|| format!("add partition {}", partition.number))?;
-    } else {
-        console::say(&format!(
-            "{}: partition {} added by hand",
-            disk.display(),
-            partition.number
-        ));
+    match tell_kernel(file, PartitionChange::Add, partition.number, start, length) {
+        Ok(()) => console::say(&format!("{disk}: partition {} added by hand", partition.number)),
+        // Busy: the kernel was still reading the table and has the partition by now.
+        Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+        Err(error) => return Err(error).with_context(|| format!("add partition {}", partition.number)),
     }
-    let device = known(disk, start, length)?;
+    let device = known()?;
     device.map(slice).with_context(|| {
         format!(
             "the kernel has no partition {} as the table has it",
             partition.number
         )
     })
-}
-
-/// Major and minor number of the partition of `disk` (its folder in sysfs) that starts and ends there.
-fn known(disk: &Path, start: u64, length: u64) -> Result<Option<(u32, u32)>> {
-    let entries = fs::read_dir(disk).with_context(|| format!("read {}", disk.display()))?;
-    let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    folders.retain(|folder| folder.join("partition").exists());
-    for folder in folders {
-        let place = (number(&folder.join("start"))?, number(&folder.join("size"))?);
-        if place == (start / SYSFS_SECTOR, length / SYSFS_SECTOR) {
-            return device_number(&folder.join("dev")).map(Some);
-        }
-    }
-    Ok(None)
-}
-
-fn number(path: &Path) -> Result<u64> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    text.trim_end()
-        .parse()
-        .with_context(|| format!("{} is not a number", path.display()))
-}
-
-/// Reads `252:3`.
-fn device_number(path: &Path) -> Result<(u32, u32)> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let numbers: Vec<u32> = text
-        .trim_end()
-        .split(':')
-        .filter_map(|part| part.parse().ok())
-        .collect();
-    ensure!(numbers.len() == 2, "{} holds {text:?}", path.display());
-    Ok((numbers[0], numbers[1]))
 }

@@ -1,0 +1,330 @@
+//! Stage 0 on a distribution's kernel, with a root of one busybox, before any image exists.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use kimage_builder::partitions::initrd::{self, Initrd};
+use kimage_builder::tool::Tool;
+use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
+use kimage_qemu_tests::machine::{Blueprint, Bus, Disk, Format, Machine};
+
+/// A folder in which the packages linux-image-*, linux-modules-* and busybox-static of Ubuntu 24.04 are unpacked
+/// (`dpkg-deb -x`).
+const VARIABLE: &str = "KIMAGE_TEST_NOBLE";
+const DEADLINE: Duration = Duration::from_secs(120);
+const SECTOR: u64 = 512;
+/// First sectors of the hash partition and of the root partition, and the disk's size in sectors.
+const HASHES: u64 = 2048;
+const ROOT: u64 = 4096;
+const DISK: u64 = 32768;
+const PANIC: &str = "Kernel panic";
+
+/// What the real root runs instead of systemd.
+const INIT: &str = "#!/bin/sh
+mount | grep ' / \\| /etc \\| /run '
+touch /etc/probe && echo etc-can-change
+touch /probe 2>/dev/null || echo root-can-not
+cat /run/kimage/stage0.json; echo
+echo root-is-up
+sleep 0.2
+poweroff -f
+";
+
+struct Bench {
+    folder: tempfile::TempDir,
+    kernel: PathBuf,
+    image: PathBuf,
+    root_hash: String,
+}
+
+/// The image, made once for all tests.
+fn bench() -> &'static Bench {
+    static BENCH: OnceLock<Bench> = OnceLock::new();
+    BENCH.get_or_init(|| {
+        let noble = std::env::var_os(VARIABLE).map(PathBuf::from);
+        let noble = noble
+            .unwrap_or_else(|| panic!("set {VARIABLE} to a folder with unpacked packages, see this file"));
+        let folder = tempfile::tempdir().unwrap();
+        let version = only_child(&noble.join("lib/modules"));
+        let version = version.file_name().unwrap().to_str().unwrap().to_owned();
+        let kernel = noble.join(format!("boot/vmlinuz-{version}"));
+        let initrd = build_initrd(&noble, &version);
+        fs::write(folder.path().join("initrd"), &initrd.bytes).unwrap();
+        let (image, root_hash) = build_image(&noble, folder.path());
+        Bench {
+            folder,
+            kernel,
+            image,
+            root_hash,
+        }
+    })
+}
+
+fn only_child(folder: &Path) -> PathBuf {
+    let children: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(children.len(), 1, "{} holds {children:?}", folder.display());
+    children[0].clone()
+}
+
+fn guest_binary(name: &str) -> Vec<u8> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let triple = "x86_64-unknown-linux-gnu";
+    let flags = format!(
+        "-C target-feature=+crt-static --remap-path-prefix={}=/kimage",
+        workspace.display()
+    );
+    Tool::new(env!("CARGO"))
+        .inherit(&["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME"])
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_TARGET_DIR", &target)
+        .directory(workspace)
+        .args([
+            "build",
+            "--profile",
+            "guest",
+            "--locked",
+            "-p",
+            "kimage-firstboot",
+            "--bin",
+            name,
+            "--target",
+            triple,
+        ])
+        .run()
+        .unwrap();
+    fs::read(target.join(triple).join("guest").join(name)).unwrap()
+}
+
+fn build_initrd(noble: &Path, version: &str) -> Initrd {
+    let mut tree = Tree::new(0);
+    for folder in ["usr", "usr/lib", "usr/lib/modules"] {
+        tree.insert(
+            TreePath::parse(folder.as_bytes()).unwrap(),
+            Entry::directory(0o755),
+        )
+        .unwrap();
+    }
+    let modules = TreePath::parse(b"usr/lib/modules").unwrap();
+    shelve(
+        &mut tree,
+        &modules.join(version.as_bytes()),
+        &noble.join("lib/modules").join(version),
+    );
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let hardware =
+        "nvme ahci vmw_pvscsi mptsas megaraid_sas xhci_pci usb-storage uas hv_storvsc virtio_blk virtio_scsi";
+    let initrd = initrd::build(
+        &guest_binary("kimage-init"),
+        &tree,
+        version,
+        &words("dm-verity overlay"),
+        &words(hardware),
+    );
+    let initrd = initrd.unwrap();
+    assert!(initrd.unmatched.is_empty(), "{:?}", initrd.unmatched);
+    println!(
+        "initrd: {} bytes, modules {:?}",
+        initrd.bytes.len(),
+        initrd.modules
+    );
+    initrd
+}
+
+fn shelve(tree: &mut Tree, path: &TreePath, folder: &Path) {
+    tree.insert(path.clone(), Entry::directory(0o755)).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let path = path.join(entry.file_name().as_encoded_bytes());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            shelve(tree, &path, &entry.path());
+        } else if kind.is_file() {
+            let mut shelved = Entry::bytes(0o644, Vec::new());
+            if let Kind::File { content, .. } = &mut shelved.kind {
+                *content = Content::File(entry.path());
+            }
+            tree.insert(path, shelved).unwrap();
+        }
+    }
+}
+
+fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
+    let root = folder.join("root");
+    for name in ["bin", "sbin", "dev", "etc", "proc", "run", "sys", "tmp", "var"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let busybox = [noble.join("usr/bin/busybox"), noble.join("bin/busybox")]
+        .into_iter()
+        .find(|path| path.exists());
+    fs::copy(
+        busybox.expect("busybox-static is not unpacked"),
+        root.join("bin/busybox"),
+    )
+    .unwrap();
+    for name in ["sh", "mount", "grep", "touch", "cat", "echo", "sleep", "poweroff"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    fs::write(root.join("sbin/init"), INIT).unwrap();
+    fs::set_permissions(root.join("sbin/init"), fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |program: &str, arguments: &str| {
+        let tool = Tool::new(program)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .directory(folder);
+        String::from_utf8(tool.args(arguments.split_ascii_whitespace()).run().unwrap()).unwrap()
+    };
+    run(
+        "mksquashfs",
+        "root root.squashfs -comp zstd -all-root -noappend -quiet -no-progress",
+    );
+    let report = run("veritysetup", "format root.squashfs root.verity");
+    let root_hash = report
+        .lines()
+        .find_map(|line| line.strip_prefix("Root hash:"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    let image = folder.join("disk.raw");
+    let mut disk = vec![0; (DISK * SECTOR) as usize];
+    for (name, start, end) in [("root.verity", HASHES, ROOT), ("root.squashfs", ROOT, DISK - 34)] {
+        let bytes = fs::read(folder.join(name)).unwrap();
+        assert!(bytes.len() as u64 <= (end - start) * SECTOR);
+        disk[(start * SECTOR) as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    fs::write(&image, disk).unwrap();
+    let guid = |half: &str| {
+        [
+            &half[..8],
+            &half[8..12],
+            &half[12..16],
+            &half[16..20],
+            &half[20..],
+        ]
+        .join("-")
+    };
+    let (root, hashes) = (guid(&root_hash[..32]), guid(&root_hash[32..]));
+    let partitions = format!(
+        "--new=1:{HASHES}:{} --partition-guid=1:{hashes} --new=2:{ROOT}: --partition-guid=2:{root}",
+        ROOT - 1
+    );
+    run("sgdisk", &format!("{partitions} disk.raw"));
+    (image, root_hash)
+}
+
+/// A fresh copy of the image, changed by `change`.
+fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let path = bench().folder.path().join(format!("{name}.raw"));
+    let mut bytes = fs::read(&bench().image).unwrap();
+    change(&mut bytes);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn boot(disk: Disk, words: &str) -> Machine {
+    let bench = bench();
+    let command_line = format!("console=ttyS0 panic=-1 roothash={} {words}", bench.root_hash);
+    let initrd = bench.folder.path().join("initrd");
+    Blueprint::direct(&bench.kernel, &initrd, &command_line)
+        .memory_mb(512)
+        .disk(disk)
+        .start()
+        .unwrap()
+}
+
+/// Boots and returns stage 0's line when the root came up.
+fn comes_up(disk: Disk) -> String {
+    let mut machine = boot(disk, "");
+    let line = machine
+        .console()
+        .wait_for_any(&["kimage-init: modules", PANIC], DEADLINE)
+        .unwrap()
+        .1;
+    let (which, last) = machine
+        .console()
+        .wait_for_any(&["root-is-up", PANIC], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{last}\n{}", machine.console().transcript());
+    machine.wait_for_end(DEADLINE).unwrap();
+    let text = machine.console().transcript();
+    for expected in [
+        "/dev/dm-0 on / type squashfs (ro",
+        "on /etc type overlay (rw",
+        "etc-can-change",
+        "root-can-not",
+        "\"root_partition\":2",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    line
+}
+
+/// Boots and returns the console of a machine that must not come up.
+fn panics(disk: Disk, words: &str) -> String {
+    let mut machine = boot(disk, words);
+    let (which, line) = machine
+        .console()
+        .wait_for_any(&[PANIC, "root-is-up"], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{line}");
+    machine.wait_for_end(DEADLINE).unwrap();
+    machine.console().transcript()
+}
+
+#[test]
+fn the_root_is_found_on_every_bus() {
+    let buses = [
+        Bus::VirtioBlk,
+        Bus::Nvme,
+        Bus::Ahci,
+        Bus::VirtioScsi,
+        Bus::Pvscsi,
+        Bus::MptSas,
+        Bus::MegaSas,
+        Bus::Usb,
+    ];
+    for bus in buses {
+        let path = bench().folder.path().join(format!("{bus:?}.qcow2"));
+        let disk = Disk::overlay(&bench().image, Format::Raw, &path, Some(64 << 20)).unwrap();
+        println!("{bus:?}: {}", comes_up(disk.bus(bus)));
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_root_panics() {
+    // Every 64th block, so that the very first reads meet one.
+    let path = copy("flipped", |bytes| {
+        for block in (ROOT * SECTOR / 4096..bytes.len() as u64 / 4096).step_by(8) {
+            bytes[block as usize * 4096 + 100] ^= 1;
+        }
+    });
+    let text = panics(Disk::of(&path, Format::Raw), "");
+    assert!(text.contains("dm-verity device corrupted"), "{text}");
+}
+
+#[test]
+fn a_root_that_another_hash_signs_is_not_entered() {
+    let path = copy("foreign", |bytes| bytes[(HASHES * SECTOR) as usize + 88] ^= 1);
+    let text = panics(Disk::of(&path, Format::Raw), "");
+    assert!(text.contains("dm-verity device corrupted"), "{text}");
+}
+
+#[test]
+fn a_disk_without_the_root_is_named_and_the_machine_gives_up() {
+    let path = copy("empty", |bytes| bytes[..].fill(0));
+    let text = panics(Disk::of(&path, Format::Raw), "kimage.root_timeout=2");
+    let expected = "after 2 s; looked at: vda (no GUID partition table); can't boot";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
+fn the_backup_table_is_used_when_the_primary_is_damaged() {
+    let path = copy("primary-damaged", |bytes| bytes[512..1024].fill(0));
+    let line = comes_up(Disk::of(&path, Format::Raw));
+    assert!(line.contains("disk vda"), "{line}");
+}
