@@ -9,9 +9,10 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 mod command_line;
 pub mod console;
@@ -26,7 +27,7 @@ mod verity;
 use command_line::CommandLine;
 use devices::Devices;
 use disks::Search;
-use modules::Modules;
+use modules::{Drivers, Modules};
 use report::{Clock, Report};
 
 /// How long devices may take to appear, unless `kimage.root_timeout` says otherwise. Large SCSI hosts need half a
@@ -42,20 +43,25 @@ pub fn run() -> Result<Infallible> {
     let mut clock = Clock::start();
     let command_line = CommandLine::read(Path::new("/proc/cmdline"))?;
 
-    // 2. What every machine needs: dm-verity and the file systems.
-    let mut modules = Modules::open()?;
-    modules.load_always()?;
-    clock.phase("modules");
-
-    // 3. Drivers for the devices that are there, until the partitions appear.
-    let found = find_root(&command_line, &mut modules)?;
+    // 2. What every machine needs (dm-verity, the overlay), while
+    // 3. the partitions are looked for, with drivers for the devices that are there.
+    let modules = Modules::open()?;
+    let mut drivers = modules.drivers();
+    let found = thread::scope(|scope| {
+        let always = scope.spawn(|| modules.load_always());
+        let found = find_root(&command_line, &mut drivers);
+        clock.phase("root found");
+        // A thread that panics ends the process; there is no other way not to join.
+        always.join().map_err(|_| anyhow!("loading modules panicked"))??;
+        found
+    })?;
     if found.from_backup {
         console::say(&format!(
             "{}: primary partition table is damaged, used the backup",
             found.disk
         ));
     }
-    clock.phase("root found");
+    clock.phase("modules");
 
     // 4. The verified root.
     let superblock = verity::read(&found).with_context(|| format!("disk {}", found.disk))?;
@@ -66,24 +72,29 @@ pub fn run() -> Result<Infallible> {
     // 5. The mounts of the real root, and the way there.
     root::mount_root(device)?;
     clock.phase("mounts");
-    let report = Report::new(&command_line.root_hash, &found, modules.loaded(), &clock);
+    let report = Report::new(&command_line.root_hash, &found, drivers.loaded(), &clock);
     report.write()?;
     console::say(&report.line());
     root::switch()
 }
 
-fn find_root(command_line: &CommandLine, modules: &mut Modules) -> Result<disks::Found> {
+fn find_root(command_line: &CommandLine, drivers: &mut Drivers) -> Result<disks::Found> {
     let start = Instant::now();
     let timeout = command_line.root_timeout.unwrap_or(ROOT_TIMEOUT);
     let mut told = false;
     let mut search = Search::new(&command_line.root_hash);
     let mut devices = Devices::listen()?;
     loop {
-        for modalias in devices.new_modaliases() {
-            modules.load_for_device(&modalias);
-        }
+        // On most clouds the kernel itself drives the disk: then no driver is loaded at all, and udev does it later.
         if let Some(found) = search.look()? {
             return Ok(found);
+        }
+        for modalias in devices.new_modaliases() {
+            if drivers.load_for(&modalias)
+                && let Some(found) = search.look()?
+            {
+                return Ok(found);
+            }
         }
         let passed = start.elapsed();
         if !told && passed >= PATIENCE {

@@ -5,8 +5,9 @@ use std::io::Write;
 
 /// Prints one line on the console.
 pub fn say(text: &str) {
-    // The console may be gone or full; stage 0's work does not depend on it.
-    let _ = writeln!(std::io::stderr(), "kimage-init: {text}");
+    // In one piece, so that no kernel message comes between. The console may be gone or full; stage 0's work does
+    // not depend on it.
+    let _ = std::io::stderr().write_all(format!("kimage-init: {text}\n").as_bytes());
 }
 
 /// Prints the line that explains why the machine does not boot.

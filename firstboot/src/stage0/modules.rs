@@ -1,5 +1,6 @@
 //! Loads kernel modules by the table that the builder left in the initrd.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
@@ -9,17 +10,9 @@ use rustix::io::Errno;
 
 use super::console;
 
-/// The initrd's modules and what became of them.
+/// The initrd's modules.
 pub(super) struct Modules {
     table: Table,
-    state: Vec<State>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Untouched,
-    Loaded,
-    Failed,
 }
 
 impl Modules {
@@ -35,46 +28,30 @@ impl Modules {
                 table.kernel()
             );
         }
-        let state = vec![State::Untouched; table.modules().len()];
-        Ok(Self { table, state })
+        Ok(Self { table })
     }
 
-    /// Loads what no machine can do without.
-    pub(super) fn load_always(&mut self) -> Result<()> {
-        for index in self.table.always().to_vec() {
-            self.load(index)?;
-        }
-        Ok(())
-    }
-
-    /// Loads the drivers for a device. A driver that fails is reported and left: the root may be on another device.
-    pub(super) fn load_for_device(&mut self, modalias: &str) {
-        for index in self.table.for_device(modalias) {
-            if let Err(error) = self.load(index) {
-                console::say(&format!("{error:#} (for {modalias})"));
-            }
-        }
-    }
-
-    /// Names of the modules that were loaded, in the table's order.
-    pub(super) fn loaded(&self) -> Vec<String> {
-        let modules = self.table.modules().iter().zip(&self.state);
-        modules
-            .filter(|(_, state)| **state == State::Loaded)
-            .map(|(module, _)| module.name.clone())
-            .collect()
-    }
-
-    fn load(&mut self, index: usize) -> Result<()> {
-        for index in self.table.closure(index) {
-            if self.state[index] == State::Untouched {
-                // Failed until proven: nothing is tried twice, and it is reported once.
-                self.state[index] = State::Failed;
-                self.insert(index)?;
-                self.state[index] = State::Loaded;
+    /// Loads what no machine can do without. It may run beside [`Drivers::load_for`]: where both load a module, the
+    /// kernel lets the second wait for the first.
+    pub(super) fn load_always(&self) -> Result<()> {
+        let mut done = BTreeSet::new();
+        for index in self.table.always() {
+            for index in self.table.closure(*index) {
+                if done.insert(index) {
+                    self.insert(index)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// The drivers, none of them loaded yet.
+    pub(super) fn drivers(&self) -> Drivers<'_> {
+        Drivers {
+            modules: self,
+            tried: BTreeSet::new(),
+            loaded: BTreeSet::new(),
+        }
     }
 
     fn insert(&self, index: usize) -> Result<()> {
@@ -85,5 +62,45 @@ impl Modules {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("load kernel module {}", module.name)),
         }
+    }
+}
+
+/// The modules that are loaded when a device asks for them.
+pub(super) struct Drivers<'a> {
+    modules: &'a Modules,
+    /// Nothing is tried twice, so a failure is reported once.
+    tried: BTreeSet<usize>,
+    loaded: BTreeSet<usize>,
+}
+
+impl Drivers<'_> {
+    /// Loads the drivers for a device; says whether there were any to load. A driver that fails is reported and
+    /// left: the root may be on another device.
+    pub(super) fn load_for(&mut self, modalias: &str) -> bool {
+        let before = self.tried.len();
+        for index in self.modules.table.for_device(modalias) {
+            if let Err(error) = self.load(index) {
+                console::say(&format!("{error:#} (for {modalias})"));
+            }
+        }
+        self.tried.len() > before
+    }
+
+    /// Names of the drivers that were loaded, in the table's order.
+    pub(super) fn loaded(&self) -> Vec<String> {
+        self.loaded
+            .iter()
+            .map(|index| self.modules.table.modules()[*index].name.clone())
+            .collect()
+    }
+
+    fn load(&mut self, index: usize) -> Result<()> {
+        for index in self.modules.table.closure(index) {
+            if self.tried.insert(index) {
+                self.modules.insert(index)?;
+                self.loaded.insert(index);
+            }
+        }
+        Ok(())
     }
 }

@@ -28,8 +28,8 @@ pub struct Report {
     pub root_partition: u32,
     /// Number of its hash partition.
     pub hash_partition: u32,
-    /// Kernel modules that stage 0 loaded.
-    pub modules: Vec<String>,
+    /// Drivers that stage 0 loaded because of devices.
+    pub drivers: Vec<String>,
     /// Time from the kernel's start to stage 0's, in milliseconds, to a hundredth of a second.
     pub kernel_milliseconds: u64,
     /// What stage 0 did, in order.
@@ -83,7 +83,7 @@ impl Clock {
 }
 
 impl Report {
-    pub(super) fn new(root_hash: &RootHash, found: &Found, modules: Vec<String>, clock: &Clock) -> Self {
+    pub(super) fn new(root_hash: &RootHash, found: &Found, drivers: Vec<String>, clock: &Clock) -> Self {
         Self {
             schema: 1,
             root_hash: root_hash.to_string(),
@@ -91,7 +91,7 @@ impl Report {
             sector_size: found.sector_size,
             root_partition: found.root.number,
             hash_partition: found.hashes.number,
-            modules,
+            drivers,
             kernel_milliseconds: clock.kernel.as_millis() as u64,
             phases: clock.phases.clone(),
         }
@@ -146,7 +146,7 @@ mod tests {
             sector_size: 512,
             root_partition: 3,
             hash_partition: 2,
-            modules: Vec::new(),
+            drivers: Vec::new(),
             kernel_milliseconds: 1230,
             phases: vec![phase("modules", 12_900), phase("root found", 80_100)],
         };

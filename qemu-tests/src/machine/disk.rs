@@ -133,7 +133,11 @@ impl Disk {
             Bus::Ahci => on_controller("ich9-ahci", "ide-hd"),
             Bus::VirtioScsi => on_controller("virtio-scsi-pci", "scsi-hd"),
             Bus::Pvscsi => on_controller("pvscsi", "scsi-hd"),
-            Bus::MptSas => on_controller("mptsas1068", "scsi-hd"),
+            // Without addresses Linux finds neither ports nor disks.
+            Bus::MptSas => on_controller(
+                "mptsas1068,sas_address=0x5000c50000000001",
+                "scsi-hd,wwn=0x5000c50000000002",
+            ),
             Bus::MegaSas => on_controller("megasas", "scsi-hd"),
             Bus::Usb => on_controller("qemu-xhci", "usb-storage"),
         };
