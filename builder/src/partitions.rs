@@ -1,4 +1,5 @@
 //! The partitions of the disk: from the tree to the bytes of each filesystem and hash tree.
 
+pub mod initrd;
 pub mod squashfs;
 pub mod verity;

@@ -1,1 +1,8 @@
-//! kimage.
+//! All kimage code that runs inside a machine: stage 0 in the initrd, then first boot in the real root.
+
+pub mod gpt;
+mod host;
+pub mod stage0;
+pub mod state;
+pub mod storage;
+mod sysfs;

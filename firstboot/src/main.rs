@@ -1,2 +1,21 @@
-//! kimage.
-fn main() {}
+//! `kimage-firstboot`: what kimage does in a machine after stage 0.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["state"] => kimage_firstboot::state::run(),
+        _ => {
+            eprintln!("usage: kimage-firstboot state");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,3 +2,4 @@
 //! side writes and the other reads.
 
 pub mod role;
+pub mod stage0;

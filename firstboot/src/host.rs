@@ -1,0 +1,35 @@
+//! The one door for child processes: what ran is known, and an error carries what the child said.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Lines of a failed child's output that are worth repeating.
+const TAIL_LINES: usize = 20;
+
+/// Runs `program` with an empty environment but `PATH`; an exit status that is not in `fine` is an error.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub(crate) fn run(program: &str, arguments: &[&str], device: &Path, fine: &[i32]) -> Result<i32> {
+    let line = format!("{program} {} {}", arguments.join(" "), device.display());
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .arg(device)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start `{line}`"))?;
+    match output.status.code() {
+        Some(code) if fine.contains(&code) => Ok(code),
+        _ => {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n    ");
+            bail!("`{line}` failed ({})\n    {tail}", output.status)
+        }
+    }
+}

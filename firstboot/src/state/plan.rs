@@ -1,0 +1,193 @@
+//! What is to change on a disk's partition table: a function of the table and the disk's size, nothing else.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::gpt::{Guid, Partition, Table};
+
+/// Name of the state partition once its filesystem is complete.
+pub const STATE: &str = "state";
+/// Its name before: whatever is on it is worth nothing.
+pub const STATE_NEW: &str = "state-new";
+/// Less than this is no place for a node's data.
+pub const SMALLEST_STATE: u64 = 1 << 30;
+/// Partitions start and end at multiples of this many bytes; growing by less is not worth a write.
+const ALIGNMENT: u64 = 1 << 20;
+
+/// Types of the Discoverable Partitions Specification (x86-64).
+const ROOT: Guid = guid(0x4f68_bce3_e8cd_4db1_96e7_fbca_f984_b709);
+const ROOT_VERITY: Guid = guid(0x2c73_57ed_ebd2_46d9_aec1_23d4_37ec_2bf5);
+/// Linux data. Not the type for `/var`: that one promises an id made from the machine id.
+const LINUX: Guid = guid(0x0fc6_3daf_8483_4772_8e79_3d69_d847_7de4);
+
+const fn guid(value: u128) -> Guid {
+    Guid::from_text_order(value.to_be_bytes())
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The disk is larger (or smaller) than the table knows: the backup moves to its end.
+    MoveEnd {
+        /// The last sector for partitions from now on.
+        last_usable: u64,
+    },
+    /// A partition appears.
+    Add {
+        /// Its number.
+        number: u32,
+        /// Its type.
+        kind: Guid,
+        /// Its name.
+        name: &'static str,
+        /// First sector.
+        first: u64,
+        /// Last sector.
+        last: u64,
+    },
+    /// A partition becomes longer.
+    Grow {
+        /// Its number.
+        number: u32,
+        /// Its new last sector.
+        last: u64,
+    },
+}
+
+/// What is to change on a disk of `sectors` sectors: the end of the table, the second slot for updates, the state
+/// partition. A disk too small for both goes without the slot; one too small for the state goes without.
+pub fn plan(table: &Table, sectors: u64) -> Vec<Change> {
+    let align = ALIGNMENT / table.sector_size;
+    let mut changes = Vec::new();
+    let end = table
+        .partitions
+        .iter()
+        .map(|partition| partition.last)
+        .max()
+        .unwrap_or(table.first_usable);
+    let last_usable = table.last_usable_of(sectors);
+    if last_usable != table.last_usable && last_usable >= end {
+        changes.push(Change::MoveEnd { last_usable });
+    }
+    // The last sector before an aligned one, so that the length is a multiple, too.
+    let last = ((last_usable + 1) / align * align).saturating_sub(1);
+    if let Some(state) = find(table) {
+        if state.last == end && last >= end + align {
+            changes.push(Change::Grow {
+                number: state.number,
+                last,
+            });
+        }
+        return changes;
+    }
+    let mut adder = Adder {
+        table,
+        changes,
+        next: (end + 1).next_multiple_of(align),
+        align,
+    };
+    let free = (last + 1).saturating_sub(adder.next);
+    let smallest = SMALLEST_STATE / table.sector_size;
+    let slot = only(table, ROOT).zip(only(table, ROOT_VERITY));
+    if let Some((root, hashes)) = slot {
+        let needed = root.sectors().next_multiple_of(align) + hashes.sectors().next_multiple_of(align);
+        if free >= needed + smallest {
+            adder.add(ROOT, "root-b", root.sectors());
+            adder.add(ROOT_VERITY, "root-b-verity", hashes.sectors());
+        }
+    }
+    if free >= smallest {
+        let length = last + 1 - adder.next;
+        adder.add(LINUX, STATE_NEW, length);
+    }
+    adder.changes
+}
+
+/// The table after `changes`; `new_id` makes ids for new partitions.
+pub fn apply(table: &Table, changes: &[Change], mut new_id: impl FnMut() -> Result<Guid>) -> Result<Table> {
+    let mut table = table.clone();
+    for change in changes {
+        match *change {
+            Change::MoveEnd { last_usable } => table.last_usable = last_usable,
+            Change::Add {
+                number,
+                kind,
+                name,
+                first,
+                last,
+            } => {
+                ensure!(number <= table.entries, "the partition table is full");
+                let (id, name) = (new_id()?, name.to_owned());
+                table.partitions.push(Partition {
+                    number,
+                    kind,
+                    id,
+                    first,
+                    last,
+                    attributes: 0,
+                    name,
+                });
+            }
+            Change::Grow { number, last } => {
+                let partition = table
+                    .partitions
+                    .iter_mut()
+                    .find(|partition| partition.number == number);
+                partition
+                    .with_context(|| format!("no partition {number} to grow"))?
+                    .last = last;
+            }
+        }
+    }
+    table.partitions.sort_by_key(|partition| partition.number);
+    table.check()?;
+    Ok(table)
+}
+
+/// The state partition, complete or not.
+pub fn find(table: &Table) -> Option<&Partition> {
+    // A complete one wins over the remains of another.
+    let named = |name: &str| {
+        table
+            .partitions
+            .iter()
+            .find(|partition| partition.name == name && partition.kind == LINUX)
+    };
+    named(STATE).or_else(|| named(STATE_NEW))
+}
+
+/// The partition of a type, if there is exactly one.
+fn only(table: &Table, kind: Guid) -> Option<&Partition> {
+    let mut found = table.partitions.iter().filter(|partition| partition.kind == kind);
+    found.next().filter(|_| found.next().is_none())
+}
+
+struct Adder<'a> {
+    table: &'a Table,
+    changes: Vec<Change>,
+    next: u64,
+    align: u64,
+}
+
+impl Adder<'_> {
+    fn add(&mut self, kind: Guid, name: &'static str, sectors: u64) {
+        let taken = |number: &u32| {
+            let added =
+                |change: &Change| matches!(change, Change::Add { number: other, .. } if other == number);
+            self.table
+                .partitions
+                .iter()
+                .any(|partition| partition.number == *number)
+                || self.changes.iter().any(added)
+        };
+        let number = (1..).find(|number| !taken(number)).unwrap_or(u32::MAX);
+        let (first, last) = (self.next, self.next + sectors - 1);
+        self.changes.push(Change::Add {
+            number,
+            kind,
+            name,
+            first,
+            last,
+        });
+        self.next = (last + 1).next_multiple_of(self.align);
+    }
+}

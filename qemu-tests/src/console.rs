@@ -1,0 +1,197 @@
+//! What a machine prints on its serial port, kept whole, and waiting for words in it.
+
+use std::io::{Read, Write};
+use std::process::ChildStdin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// Lines of the transcript that a failed wait repeats.
+const TAIL_LINES: usize = 40;
+
+/// A serial console.
+pub struct Console {
+    shared: Arc<Shared>,
+    input: Option<ChildStdin>,
+    /// Everything before was waited for already.
+    position: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    transcript: Mutex<Transcript>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Transcript {
+    text: Vec<u8>,
+    ended: bool,
+}
+
+impl Console {
+    /// A console that prints to `output` and is typed into through `input`.
+    pub(crate) fn attach(mut output: impl Read + Send + 'static, input: Option<ChildStdin>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let length = output.read(&mut buffer).unwrap_or(0);
+                let mut transcript = theirs.lock();
+                transcript.text.extend_from_slice(&buffer[..length]);
+                transcript.ended = length == 0;
+                theirs.changed.notify_all();
+                if length == 0 {
+                    return;
+                }
+            }
+        });
+        Self {
+            shared,
+            input,
+            position: 0,
+        }
+    }
+
+    /// Waits for `pattern` after what was last waited for, and returns the line it stands in, complete.
+    ///
+    /// # Errors
+    ///
+    /// It did not come within `deadline`, or the machine ended; with the end of the transcript.
+    pub fn wait_for(&mut self, pattern: &str, deadline: Duration) -> Result<String> {
+        self.wait_for_any(&[pattern], deadline).map(|(_, line)| line)
+    }
+
+    /// Waits for the first of `patterns` to appear; returns which one it was and its line. A failure that
+    /// announces itself (`Kernel panic`) need not be waited out.
+    pub fn wait_for_any(&mut self, patterns: &[&str], deadline: Duration) -> Result<(usize, String)> {
+        let end = Instant::now() + deadline;
+        let shared = Arc::clone(&self.shared);
+        let mut transcript = shared.lock();
+        loop {
+            if let Some((which, line, next)) = find(&transcript, self.position, patterns) {
+                self.position = next;
+                return Ok((which, line));
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if transcript.ended || left.is_zero() {
+                let why = if transcript.ended {
+                    "the machine ended".to_owned()
+                } else {
+                    format!("{deadline:?} passed")
+                };
+                bail!(
+                    "{why} before {patterns:?} appeared on the console, which ends with:\n{}",
+                    tail(&transcript.text)
+                );
+            }
+            let waited = shared.changed.wait_timeout(transcript, left);
+            transcript = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Types `text`.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
+        let input = self.input.as_mut().context("this console takes no input")?;
+        input
+            .write_all(text.as_bytes())
+            .and_then(|()| input.flush())
+            .context("type on the console")
+    }
+
+    /// Everything printed so far.
+    pub fn transcript(&self) -> String {
+        String::from_utf8_lossy(&self.shared.lock().text).into_owned()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Transcript> {
+        self.transcript.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first complete line from `position` on that holds a pattern, and where the text after it starts.
+fn find(transcript: &Transcript, position: usize, patterns: &[&str]) -> Option<(usize, String, usize)> {
+    let mut start = position;
+    while start < transcript.text.len() {
+        let rest = &transcript.text[start..];
+        let length = match rest.iter().position(|byte| *byte == b'\n') {
+            Some(end) => end + 1,
+            None if transcript.ended => rest.len(),
+            // A prompt has no line's end; a pattern in it counts as soon as it is whole.
+            None => {
+                let line = String::from_utf8_lossy(rest);
+                let which = patterns.iter().position(|pattern| line.ends_with(pattern))?;
+                return Some((which, line.into_owned(), transcript.text.len()));
+            }
+        };
+        let line = String::from_utf8_lossy(&rest[..length]);
+        if let Some(which) = patterns.iter().position(|pattern| line.contains(pattern)) {
+            return Some((which, line.trim_end().to_owned(), start + length));
+        }
+        start += length;
+    }
+    None
+}
+
+/// The last lines of a transcript, without the terminal's control characters.
+pub fn tail(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let visible = |line: &&str| line.chars().filter(|c| !c.is_control()).collect::<String>();
+    let last = lines[lines.len().saturating_sub(TAIL_LINES)..]
+        .iter()
+        .map(visible);
+    last.map(|line| format!("    {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &'static str) -> Console {
+        Console::attach(text.as_bytes(), None)
+    }
+
+    #[test]
+    fn each_line_is_found_once() {
+        let mut console = console("one a\ntwo b\none c\n");
+        assert_eq!(console.wait_for("one", Duration::from_secs(5)).unwrap(), "one a");
+        assert_eq!(
+            console
+                .wait_for_any(&["zero", "one"], Duration::from_secs(5))
+                .unwrap(),
+            (1, "one c".to_owned())
+        );
+        assert!(console.wait_for("one", Duration::from_secs(5)).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_ends_is_not_waited_for() {
+        let start = Instant::now();
+        let error = console("Kernel panic\n")
+            .wait_for("login:", Duration::from_secs(60))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("ended") && error.contains("Kernel panic"),
+            "{error}"
+        );
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_prompt_without_a_line_end_is_found() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"host login: ").unwrap();
+        assert!(
+            Console::attach(reader, None)
+                .wait_for("login: ", Duration::from_secs(5))
+                .is_ok()
+        );
+    }
+}

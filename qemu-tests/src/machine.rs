@@ -1,0 +1,330 @@
+//! One virtual machine: what it is made of, and its life. A machine ends with the value that stands for it.
+
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::accelerator::Accelerator;
+use crate::console::Console;
+use crate::control::Control;
+use crate::firmware::Firmware;
+
+mod disk;
+
+pub use disk::{Bus, Cache, Disk, Format};
+
+const QEMU: &str = "qemu-system-x86_64";
+/// QEMU opens its control socket before anything slow.
+const START: Duration = Duration::from_secs(20);
+/// Between two looks at a child that is about to end; the standard library has no wait with a deadline.
+const POLL: Duration = Duration::from_millis(5);
+
+/// What a machine is made of.
+pub struct Blueprint {
+    memory_mb: u32,
+    cpus: u32,
+    boot: Boot,
+    disks: Vec<Disk>,
+    reboots: bool,
+    arguments: Vec<String>,
+}
+
+enum Boot {
+    /// QEMU loads the kernel itself.
+    Direct {
+        kernel: PathBuf,
+        initrd: PathBuf,
+        command_line: String,
+    },
+    /// UEFI with this firmware and this variable store, which the machine writes to.
+    Firmware { firmware: Firmware, vars: PathBuf },
+}
+
+impl Blueprint {
+    /// A machine whose kernel, initrd and command line QEMU loads itself.
+    pub fn direct(kernel: &Path, initrd: &Path, command_line: &str) -> Self {
+        let command_line = command_line.to_owned();
+        Self::new(Boot::Direct {
+            kernel: kernel.into(),
+            initrd: initrd.into(),
+            command_line,
+        })
+    }
+
+    /// A machine with UEFI firmware, which boots from its disks. `vars` is the machine's own variable store.
+    pub fn firmware(firmware: Firmware, vars: &Path) -> Self {
+        Self::new(Boot::Firmware {
+            firmware,
+            vars: vars.into(),
+        })
+    }
+
+    fn new(boot: Boot) -> Self {
+        Self {
+            memory_mb: 1024,
+            cpus: 2,
+            boot,
+            disks: Vec::new(),
+            reboots: false,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Memory in MiB; 1024 unless told.
+    #[must_use]
+    pub fn memory_mb(mut self, memory_mb: u32) -> Self {
+        self.memory_mb = memory_mb;
+        self
+    }
+
+    /// Processors; 2 unless told.
+    #[must_use]
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Adds a disk. The first one is booted from.
+    #[must_use]
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Lets the guest reboot; otherwise its reboot is its end.
+    #[must_use]
+    pub fn reboots(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    /// Adds arguments of QEMU: network, SMBIOS strings, more ports.
+    #[must_use]
+    pub fn arguments<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Switches the machine on.
+    pub fn start(self) -> Result<Machine> {
+        let folder = tempfile::tempdir().context("make a folder for the machine")?;
+        let socket = folder.path().join("control");
+        // QEMU connects to us: so there is no moment at which its socket is not there yet.
+        let listener = UnixListener::bind(&socket).context("open the control socket")?;
+        let arguments = self.command_line(Accelerator::probe()?, &socket);
+        let mut child = spawn(&arguments, Stdio::piped())?;
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
+        let console = Console::attach(output.context("no console")?, child.stdin.take());
+        let errors = Console::attach(errors.context("no standard error")?, None);
+        let mut machine = Machine {
+            child: Process(child),
+            console,
+            errors,
+            control: None,
+            _folder: folder,
+        };
+        machine.control = Some(
+            machine
+                .accept(&listener)
+                .with_context(|| format!("start `{}`", arguments.join(" ")))?,
+        );
+        Ok(machine)
+    }
+
+    fn command_line(&self, accelerator: Accelerator, socket: &Path) -> Vec<String> {
+        let secure = matches!(&self.boot, Boot::Firmware { firmware, .. } if firmware.secure);
+        let machine = if secure { "q35,smm=on" } else { "q35" };
+        let fixed = "-nodefaults -no-user-config -display none -device virtio-rng-pci \
+                     -chardev stdio,id=serial,signal=off -serial chardev:serial -mon chardev=control,mode=control";
+        let mut words: Vec<String> = vec!["-machine".into(), machine.into()];
+        words.extend(accelerator.arguments().map(Into::into));
+        words.extend(fixed.split_ascii_whitespace().map(Into::into));
+        let mut pair = |option: &str, value: String| words.extend([option.to_owned(), value]);
+        pair("-chardev", format!("socket,id=control,path={}", socket.display()));
+        pair("-m", self.memory_mb.to_string());
+        pair("-smp", self.cpus.to_string());
+        match &self.boot {
+            Boot::Direct {
+                kernel,
+                initrd,
+                command_line,
+            } => {
+                pair("-kernel", kernel.display().to_string());
+                pair("-initrd", initrd.display().to_string());
+                pair("-append", command_line.clone());
+            }
+            Boot::Firmware { firmware, vars } => {
+                if secure {
+                    pair("-global", "driver=cfi.pflash01,property=secure,value=on".into());
+                    pair("-global", "ICH9-LPC.disable_s3=1".into());
+                }
+                let code = firmware.code.display();
+                pair(
+                    "-drive",
+                    format!("if=pflash,format=raw,unit=0,readonly=on,file={code}"),
+                );
+                pair(
+                    "-drive",
+                    format!("if=pflash,format=raw,unit=1,file={}", vars.display()),
+                );
+            }
+        }
+        for (number, disk) in self.disks.iter().enumerate() {
+            words.extend(disk.arguments(number));
+        }
+        if !self.reboots {
+            words.push("-no-reboot".into());
+        }
+        words.extend(self.arguments.iter().cloned());
+        words
+    }
+}
+
+/// A machine that is switched on. Dropping it pulls the plug.
+pub struct Machine {
+    child: Process,
+    console: Console,
+    errors: Console,
+    control: Option<Control>,
+    _folder: TempDir,
+}
+
+impl Machine {
+    /// Its serial console.
+    pub fn console(&mut self) -> &mut Console {
+        &mut self.console
+    }
+
+    /// Its control socket, for what has no method here.
+    pub fn control(&mut self) -> Result<&mut Control> {
+        self.control.as_mut().context("the machine has no control socket")
+    }
+
+    /// `running`, `paused`, `shutdown`, `guest-panicked`, ...
+    pub fn status(&mut self) -> Result<String> {
+        let status = self.control()?.execute("query-status", json!({}))?;
+        status["status"]
+            .as_str()
+            .map(str::to_owned)
+            .context("query-status without a status")
+    }
+
+    /// Presses the reset button.
+    pub fn reset(&mut self) -> Result<()> {
+        self.control()?.execute("system_reset", json!({})).map(drop)
+    }
+
+    /// Presses the power button, which asks the guest to shut down.
+    pub fn press_power(&mut self) -> Result<()> {
+        self.control()?.execute("system_powerdown", json!({})).map(drop)
+    }
+
+    /// Ends QEMU in an orderly way, whatever the guest does: its disk files are complete afterwards.
+    pub fn quit(mut self) -> Result<()> {
+        let _: Value = self.control()?.execute("quit", json!({}))?;
+        self.wait_for_end(START).map(drop)
+    }
+
+    /// Cuts the power: QEMU is killed where it stands, and what the guest has not flushed may be lost.
+    pub fn cut_power(self) {
+        drop(self);
+    }
+
+    /// Waits until the machine is off.
+    pub fn wait_for_end(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let end = Instant::now() + deadline;
+        loop {
+            if let Some(status) = self.child.0.try_wait().context("wait for QEMU")? {
+                return Ok(status);
+            }
+            if Instant::now() > end {
+                let text = self.console.transcript();
+                bail!(
+                    "the machine still runs after {deadline:?}; its console ends with:\n{}",
+                    crate::console::tail(text.as_bytes())
+                );
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    fn accept(&mut self, listener: &UnixListener) -> Result<Control> {
+        listener
+            .set_nonblocking(true)
+            .context("prepare the control socket")?;
+        let end = Instant::now() + START;
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream
+                        .set_nonblocking(false)
+                        .context("prepare the control connection")?;
+                    return Control::connect(stream);
+                }
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                    return Err(error).context("accept the control connection");
+                }
+                Err(_) => {}
+            }
+            if let Some(status) = self.child.0.try_wait().context("wait for QEMU")? {
+                bail!("QEMU ended ({status}):\n{}", self.errors.transcript());
+            }
+            if Instant::now() > end {
+                bail!("QEMU did not connect within {START:?}");
+            }
+            thread::sleep(POLL);
+        }
+    }
+}
+
+/// A child in its own process group, which goes with it.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait()
+            && let Ok(group) = i32::try_from(self.0.id())
+        {
+            #[expect(unsafe_code, reason = "the standard library kills single processes only")]
+            // SAFETY: no memory is involved. The group is the child's own, and the child is not yet reaped.
+            unsafe {
+                libc::kill(-group, libc::SIGKILL);
+            }
+        }
+        let _ = self.0.wait();
+    }
+}
+
+/// The one door for QEMU processes.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+fn spawn(arguments: &[String], standard_input: Stdio) -> Result<Child> {
+    let mut command = Command::new(QEMU);
+    command.args(arguments).process_group(0);
+    command
+        .stdin(standard_input)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+        .spawn()
+        .with_context(|| format!("start {QEMU}: apt-get install qemu-system-x86"))
+}
+
+/// Runs QEMU for at most `deadline`; its exit status, or `None` if it had to be killed.
+pub(crate) fn run_for(arguments: &[String], deadline: Duration) -> Result<Option<i32>> {
+    let mut child = Process(spawn(arguments, Stdio::null())?);
+    let end = Instant::now() + deadline;
+    while Instant::now() < end {
+        if let Some(status) = child.0.try_wait().context("wait for QEMU")? {
+            return Ok(status.code());
+        }
+        thread::sleep(POLL);
+    }
+    Ok(None)
+}

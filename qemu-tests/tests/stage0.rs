@@ -1,0 +1,469 @@
+//! Stage 0 and the state partition on a distribution's kernel, with a root of one busybox, before any image exists.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "what these tests need and do not find ends them"
+)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use kimage_builder::partitions::initrd::{self, Initrd};
+use kimage_builder::tool::Tool;
+use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
+use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Format, Machine};
+
+/// A folder in which these packages of Ubuntu 24.04 are unpacked (`dpkg-deb -x`): linux-image-*, linux-modules-*,
+/// busybox-static, e2fsprogs, libc6, libext2fs2t64, libcom-err2, libblkid1, libuuid1.
+const VARIABLE: &str = "KIMAGE_TEST_NOBLE";
+const DEADLINE: Duration = Duration::from_secs(120);
+const SECTOR: u64 = 512;
+/// First sectors of the hash partition and of the root partition, and the disk's size in sectors.
+const HASHES: u64 = 2048;
+const ROOT: u64 = 4096;
+const DISK: u64 = 32768;
+const PANIC: &str = "Kernel panic";
+
+/// What the real root runs instead of systemd.
+const INIT: &str = "#!/bin/sh
+mount | grep ' / \\| /etc \\| /run '
+touch /etc/probe && echo etc-can-change
+touch /probe 2>/dev/null || echo root-can-not
+cat /run/kimage/stage0.json; echo
+echo root-is-up
+if grep -q test=state /proc/cmdline; then
+    /usr/lib/kimage/kimage-firstboot state && echo state-is-ready || echo state-failed
+    mount | grep ' /var '
+    echo \"size $(df -m /var | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2) MiB\"
+    echo \"boots before: $(cat /var/boots | wc -l), factory says $(cat /var/lib/factory-file)\"
+    echo x >>/var/boots
+    sync
+    echo test-is-done
+fi
+sleep 0.2
+poweroff -f
+";
+
+struct Bench {
+    folder: PathBuf,
+    kernel: PathBuf,
+    image: PathBuf,
+    root_hash: String,
+}
+
+/// The image, made once for all tests.
+fn bench() -> &'static Bench {
+    static BENCH: OnceLock<Bench> = OnceLock::new();
+    BENCH.get_or_init(|| {
+        let noble = std::env::var_os(VARIABLE).map(PathBuf::from);
+        let noble = noble
+            .unwrap_or_else(|| panic!("set {VARIABLE} to a folder with unpacked packages, see this file"));
+        // Not a temporary folder: a static is never dropped, so the next run clears away what this one leaves.
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stage0");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let version = only_child(&noble.join("lib/modules"));
+        let version = version.file_name().unwrap().to_str().unwrap().to_owned();
+        let kernel = noble.join(format!("boot/vmlinuz-{version}"));
+        let initrd = build_initrd(&noble, &version);
+        fs::write(folder.join("initrd"), &initrd.bytes).unwrap();
+        let (image, root_hash) = build_image(&noble, &folder);
+        Bench {
+            folder,
+            kernel,
+            image,
+            root_hash,
+        }
+    })
+}
+
+fn only_child(folder: &Path) -> PathBuf {
+    let children: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(children.len(), 1, "{} holds {children:?}", folder.display());
+    children[0].clone()
+}
+
+fn guest_binary(name: &str) -> Vec<u8> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    let triple = "x86_64-unknown-linux-gnu";
+    let flags = format!(
+        "-C target-feature=+crt-static --remap-path-prefix={}=/kimage",
+        workspace.display()
+    );
+    Tool::new(env!("CARGO"))
+        .inherit(&["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME"])
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_TARGET_DIR", &target)
+        .directory(workspace)
+        .args([
+            "build",
+            "--profile",
+            "guest",
+            "--locked",
+            "-p",
+            "kimage-firstboot",
+            "--bin",
+            name,
+            "--target",
+            triple,
+        ])
+        .run()
+        .unwrap();
+    fs::read(target.join(triple).join("guest").join(name)).unwrap()
+}
+
+fn build_initrd(noble: &Path, version: &str) -> Initrd {
+    let mut tree = Tree::new(0);
+    for folder in ["usr", "usr/lib", "usr/lib/modules"] {
+        tree.insert(
+            TreePath::parse(folder.as_bytes()).unwrap(),
+            Entry::directory(0o755),
+        )
+        .unwrap();
+    }
+    let modules = TreePath::parse(b"usr/lib/modules").unwrap();
+    shelve(
+        &mut tree,
+        &modules.join(version.as_bytes()),
+        &noble.join("lib/modules").join(version),
+    );
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let hardware =
+        "nvme ahci vmw_pvscsi mptsas megaraid_sas xhci_pci usb-storage uas hv_storvsc virtio_blk virtio_scsi";
+    let initrd = initrd::build(
+        &guest_binary("kimage-init"),
+        &tree,
+        version,
+        &words("dm-verity overlay"),
+        &words(hardware),
+    );
+    let initrd = initrd.unwrap();
+    assert!(initrd.unmatched.is_empty(), "{:?}", initrd.unmatched);
+    println!(
+        "initrd: {} bytes, modules {:?}",
+        initrd.bytes.len(),
+        initrd.modules
+    );
+    initrd
+}
+
+fn shelve(tree: &mut Tree, path: &TreePath, folder: &Path) {
+    tree.insert(path.clone(), Entry::directory(0o755)).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let path = path.join(entry.file_name().as_encoded_bytes());
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            shelve(tree, &path, &entry.path());
+        } else if kind.is_file() {
+            let mut shelved = Entry::bytes(0o644, Vec::new());
+            if let Kind::File { content, .. } = &mut shelved.kind {
+                *content = Content::File(entry.path());
+            }
+            tree.insert(path, shelved).unwrap();
+        }
+    }
+}
+
+fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
+    let root = folder.join("root");
+    let folders = "bin sbin dev etc proc run sys tmp var lib64 usr/lib/kimage usr/sbin usr/share/factory/var/lib \
+                   lib/x86_64-linux-gnu";
+    for name in folders.split_ascii_whitespace() {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    let busybox = [noble.join("usr/bin/busybox"), noble.join("bin/busybox")]
+        .into_iter()
+        .find(|path| path.exists());
+    fs::copy(
+        busybox.expect("busybox-static is not unpacked"),
+        root.join("bin/busybox"),
+    )
+    .unwrap();
+    for name in "sh mount grep touch cat echo sleep poweroff df tail tr cut wc sync".split(' ') {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    for name in ["mkfs.ext4", "e2fsck", "resize2fs"] {
+        fs::copy(
+            noble.join("usr/sbin").join(name),
+            root.join("usr/sbin").join(name),
+        )
+        .expect("e2fsprogs");
+    }
+    let libraries = noble.join("usr/lib/x86_64-linux-gnu");
+    for name in "libc.so.6 libext2fs.so.2 libcom_err.so.2 libblkid.so.1 libuuid.so.1 libe2p.so.2".split(' ') {
+        fs::copy(libraries.join(name), root.join("lib/x86_64-linux-gnu").join(name)).expect(name);
+    }
+    let loader = "ld-linux-x86-64.so.2";
+    fs::copy(libraries.join(loader), root.join("lib64").join(loader)).unwrap();
+    let firstboot = root.join("usr/lib/kimage/kimage-firstboot");
+    fs::write(&firstboot, guest_binary("kimage-firstboot")).unwrap();
+    fs::set_permissions(&firstboot, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(root.join("usr/share/factory/var/lib/factory-file"), "hello").unwrap();
+    fs::write(root.join("sbin/init"), INIT).unwrap();
+    fs::set_permissions(root.join("sbin/init"), fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |program: &str, arguments: &str| {
+        let tool = Tool::new(program)
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .directory(folder);
+        String::from_utf8(tool.args(arguments.split_ascii_whitespace()).run().unwrap()).unwrap()
+    };
+    run(
+        "mksquashfs",
+        "root root.squashfs -comp zstd -all-root -noappend -quiet -no-progress",
+    );
+    let report = run("veritysetup", "format root.squashfs root.verity");
+    let root_hash = report
+        .lines()
+        .find_map(|line| line.strip_prefix("Root hash:"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    let image = folder.join("disk.raw");
+    let mut disk = vec![0; (DISK * SECTOR) as usize];
+    for (name, start, end) in [("root.verity", HASHES, ROOT), ("root.squashfs", ROOT, DISK - 34)] {
+        let bytes = fs::read(folder.join(name)).unwrap();
+        assert!(bytes.len() as u64 <= (end - start) * SECTOR);
+        disk[(start * SECTOR) as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    fs::write(&image, disk).unwrap();
+    let guid = |half: &str| {
+        [
+            &half[..8],
+            &half[8..12],
+            &half[12..16],
+            &half[16..20],
+            &half[20..],
+        ]
+        .join("-")
+    };
+    let (root, hashes) = (guid(&root_hash[..32]), guid(&root_hash[32..]));
+    let partitions = format!(
+        "--new=1:{HASHES}:{} --partition-guid=1:{hashes} --typecode=1:2c7357ed-ebd2-46d9-aec1-23d437ec2bf5 \
+         --new=2:{ROOT}: --partition-guid=2:{root} --typecode=2:4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+        ROOT - 1
+    );
+    run("sgdisk", &format!("{partitions} disk.raw"));
+    (image, root_hash)
+}
+
+/// A fresh copy of the image, changed by `change`.
+fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let path = bench().folder.join(format!("{name}.raw"));
+    let mut bytes = fs::read(&bench().image).unwrap();
+    change(&mut bytes);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn boot(disk: Disk, words: &str) -> Machine {
+    let bench = bench();
+    let command_line = format!("console=ttyS0 panic=-1 roothash={} {words}", bench.root_hash);
+    let initrd = bench.folder.join("initrd");
+    Blueprint::direct(&bench.kernel, &initrd, &command_line)
+        .memory_mb(512)
+        .disk(disk)
+        .start()
+        .unwrap()
+}
+
+/// Boots and returns stage 0's line when the root came up.
+fn comes_up(disk: Disk) -> String {
+    let mut machine = boot(disk, "");
+    let (which, line) = machine
+        .console()
+        .wait_for_any(&["kimage-init: root found", PANIC], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{line}\n{}", machine.console().transcript());
+    let (which, last) = machine
+        .console()
+        .wait_for_any(&["root-is-up", PANIC], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{last}\n{}", machine.console().transcript());
+    machine.wait_for_end(DEADLINE).unwrap();
+    let text = machine.console().transcript();
+    for expected in [
+        "/dev/dm-0 on / type squashfs (ro",
+        "on /etc type overlay (rw",
+        "etc-can-change",
+        "root-can-not",
+        "\"root_partition\":2",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    line
+}
+
+/// Boots and returns the console of a machine that must not come up.
+fn panics(disk: Disk, words: &str) -> String {
+    let mut machine = boot(disk, words);
+    let (which, line) = machine
+        .console()
+        .wait_for_any(&[PANIC, "root-is-up"], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{line}");
+    machine.wait_for_end(DEADLINE).unwrap();
+    machine.console().transcript()
+}
+
+#[test]
+fn the_root_is_found_on_every_bus() {
+    let buses = [
+        Bus::VirtioBlk,
+        Bus::Nvme,
+        Bus::Ahci,
+        Bus::VirtioScsi,
+        Bus::Pvscsi,
+        Bus::MptSas,
+        Bus::MegaSas,
+        Bus::Usb,
+    ];
+    for bus in buses {
+        let path = bench().folder.join(format!("{bus:?}.qcow2"));
+        let disk = Disk::overlay(&bench().image, Format::Raw, &path, Some(64 << 20)).unwrap();
+        println!("{bus:?}: {}", comes_up(disk.bus(bus)));
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_root_panics() {
+    // Every 64th block, so that the very first reads meet one.
+    let path = copy("flipped", |bytes| {
+        for block in (ROOT * SECTOR / 4096..bytes.len() as u64 / 4096).step_by(8) {
+            bytes[block as usize * 4096 + 100] ^= 1;
+        }
+    });
+    let text = panics(Disk::of(&path, Format::Raw), "");
+    assert!(text.contains("dm-verity device corrupted"), "{text}");
+}
+
+#[test]
+fn a_root_that_another_hash_signs_is_not_entered() {
+    let path = copy("foreign", |bytes| bytes[(HASHES * SECTOR) as usize + 88] ^= 1);
+    let text = panics(Disk::of(&path, Format::Raw), "");
+    assert!(text.contains("dm-verity device corrupted"), "{text}");
+}
+
+#[test]
+fn a_disk_without_the_root_is_named_and_the_machine_gives_up() {
+    let path = copy("empty", |bytes| bytes[..].fill(0));
+    let text = panics(Disk::of(&path, Format::Raw), "kimage.root_timeout=2");
+    let expected = "after 2 s; looked at: vda (no GUID partition table); can't boot";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
+fn the_backup_table_is_used_when_the_primary_is_damaged() {
+    let path = copy("primary-damaged", |bytes| bytes[512..1024].fill(0));
+    let line = comes_up(Disk::of(&path, Format::Raw));
+    assert!(line.contains("disk vda"), "{line}");
+}
+
+/// Boots a machine whose `/var` is on the disk and returns its console.
+fn boots_with_state(disk: Disk) -> String {
+    let mut machine = boot(disk, "test=state");
+    let (which, line) = machine
+        .console()
+        .wait_for_any(&["test-is-done", "state-failed", PANIC], DEADLINE)
+        .unwrap();
+    assert_eq!(which, 0, "{line}\n{}", machine.console().transcript());
+    machine.wait_for_end(DEADLINE).unwrap();
+    machine.console().transcript()
+}
+
+fn state_disk(name: &str, size: u64) -> (PathBuf, Disk) {
+    let path = bench().folder.join(format!("{name}.qcow2"));
+    let disk = Disk::overlay(&bench().image, Format::Raw, &path, Some(size)).unwrap();
+    (path, disk.cache(Cache::Writeback))
+}
+
+/// What sgdisk finds wrong with the disk, and its list of partitions.
+fn inspect(path: &Path) -> String {
+    let raw = path.with_extension("inspected");
+    let run = |program: &str| Tool::new(program).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    run("qemu-img")
+        .args(["convert", "-O", "raw"])
+        .args([path, &raw])
+        .run()
+        .unwrap();
+    let text = [["--verify"], ["--print"]].map(|option| run("sgdisk").args(option).arg(&raw).run().unwrap());
+    fs::remove_file(raw).unwrap();
+    let text = String::from_utf8(text.concat()).unwrap();
+    assert!(text.contains("No problems found"), "{text}");
+    text
+}
+
+#[test]
+fn the_state_is_made_kept_and_grown() {
+    let (path, disk) = state_disk("state", 3 << 30);
+    let first = boots_with_state(disk.clone());
+    assert!(
+        first.contains("/dev/vda5 on /var type ext4 (rw,nosuid,nodev"),
+        "{first}"
+    );
+    assert!(first.contains("boots before: 0, factory says hello"), "{first}");
+    let second = boots_with_state(disk.clone());
+    assert!(second.contains("boots before: 1, factory says hello"), "{second}");
+    assert!(
+        !second.contains("kimage-state:"),
+        "a later boot has nothing to say\n{second}"
+    );
+    let table = inspect(&path);
+    assert!(
+        table.contains(" root-b\n") && table.contains(" root-b-verity\n") && table.contains(" state\n"),
+        "{table}"
+    );
+
+    Tool::new("qemu-img")
+        .inherit(&["PATH"])
+        .args(["resize", "-q"])
+        .arg(&path)
+        .arg("5G")
+        .run()
+        .unwrap();
+    let third = boots_with_state(disk);
+    assert!(
+        third.contains("boots before: 2") && third.contains("/dev/vda5 grew from"),
+        "{third}"
+    );
+    let size = |text: &str| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix("size ")).unwrap();
+        line.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(
+        size(&third) > size(&second) + 1900,
+        "{} MiB, then {} MiB",
+        size(&second),
+        size(&third)
+    );
+    inspect(&path);
+}
+
+#[test]
+fn a_power_cut_while_the_state_is_made_is_survived() {
+    let (path, disk) = state_disk("cut", 3 << 30);
+    for pattern in ["the partition table takes the whole disk", "is made for state"] {
+        let mut machine = boot(disk.clone(), "test=state");
+        machine.console().wait_for(pattern, DEADLINE).unwrap();
+        machine.cut_power();
+    }
+    let text = boots_with_state(disk);
+    assert!(text.contains("boots before: 0, factory says hello"), "{text}");
+    inspect(&path);
+}
+
+#[test]
+fn without_room_var_is_in_memory_and_the_console_says_so() {
+    let text = boots_with_state(state_disk("small", 512 << 20).1);
+    assert!(
+        text.contains("/var is in memory") && text.contains("on /var type tmpfs (rw,nosuid,nodev"),
+        "{text}"
+    );
+}
