@@ -1,5 +1,6 @@
 //! The partitions of the disk: from the tree to the bytes of each filesystem and hash tree.
 
+pub mod esp;
 pub mod initrd;
 pub mod squashfs;
 pub mod verity;
