@@ -1,10 +1,12 @@
 //! Fetching against servers that stall, lie, cut, change and vanish.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
+
 #[path = "inputs/server.rs"]
 mod server;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,6 +19,7 @@ use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::inputs::{Network, Policy, Proxies, Request, document_with, fetch_with};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
+use kimage_builder::tool::Tool;
 use server::{Seen, Server, drip, reply, serve, serve_cut, wait_for_hangup};
 
 struct Bench {
@@ -27,11 +30,20 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { store: Store::open(folder.path()).unwrap(), _folder: folder }
+        Self {
+            store: Store::open(folder.path()).unwrap(),
+            _folder: folder,
+        }
     }
 
     fn fetch(&self, requests: &[Request], policy: &Policy) -> anyhow::Result<()> {
-        fetch_with(requests, &self.store, Network::Online, &Progress::silent(), policy)
+        fetch_with(
+            requests,
+            &self.store,
+            Network::Online,
+            &Progress::silent(),
+            policy,
+        )
     }
 
     fn holds(&self, content: &[u8]) -> bool {
@@ -40,7 +52,9 @@ impl Bench {
     }
 
     fn partial_files(&self) -> Vec<u64> {
-        let Ok(entries) = fs::read_dir(self.store.root().join("partial")) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(self.store.root().join("partial")) else {
+            return Vec::new();
+        };
         let files = entries.map(|entry| entry.unwrap().path());
         let parts = files.filter(|path| path.extension().is_some_and(|extension| extension == "part"));
         parts.map(|path| fs::metadata(path).unwrap().len()).collect()
@@ -73,7 +87,12 @@ fn content(length: usize, seed: u32) -> Vec<u8> {
 
 fn request(content: &[u8], urls: &[String]) -> Request {
     let (digest, size) = (Digest::of(content), content.len() as u64);
-    Request { name: "hello 1.0".to_owned(), urls: urls.to_vec(), digest, size }
+    Request {
+        name: "hello 1.0".to_owned(),
+        urls: urls.to_vec(),
+        digest,
+        size,
+    }
 }
 
 /// A URL where nobody listens.
@@ -95,8 +114,9 @@ fn eight_blobs_are_fetched_at_a_time_and_no_more() {
         changed.notify_all();
         assert!(counts.0 <= 8, "{} at a time", counts.0);
         // Nobody is served before eight have come: fetching one by one would hang here.
-        let (mut counts, timeout) =
-            changed.wait_timeout_while(counts, Duration::from_secs(60), |counts| counts.1 < 8).unwrap();
+        let (mut counts, timeout) = changed
+            .wait_timeout_while(counts, Duration::from_secs(60), |counts| counts.1 < 8)
+            .unwrap();
         if timeout.timed_out() {
             return;
         }
@@ -123,11 +143,17 @@ fn a_cut_connection_is_continued_where_it_ended() {
     let blob = content(100_000, 1);
     let served = blob.clone();
     let server = Server::start(move |request, stream| {
-        let limit = if request.range().is_none() { 60_000 } else { usize::MAX };
+        let limit = if request.range().is_none() {
+            60_000
+        } else {
+            usize::MAX
+        };
         serve_cut(request, stream, &served, "\"v1\"", limit);
     });
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &[server.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&blob, &[server.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&blob));
     let seen = server.seen();
     assert_eq!(seen.len(), 2);
@@ -145,14 +171,22 @@ fn a_later_run_continues_what_an_earlier_one_left() {
         Some(_) => reply(stream, "503 Service Unavailable", "", b""),
     });
     let bench = Bench::new();
-    let error = bench.fetch(&[request(&blob, &[broken.url("/x")])], &policy()).unwrap_err();
+    let error = bench
+        .fetch(&[request(&blob, &[broken.url("/x")])], &policy())
+        .unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch);
     assert_eq!(bench.partial_files(), [40_000]);
     let good = Server::honest(blob.clone());
-    bench.fetch(&[request(&blob, &[good.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&blob, &[good.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&blob));
     assert_eq!(good.seen()[0].range(), Some(40_000));
-    assert_eq!(good.seen()[0].header("if-range"), None, "another server's validator means nothing here");
+    assert_eq!(
+        good.seen()[0].header("if-range"),
+        None,
+        "another server's validator means nothing here"
+    );
 }
 
 #[test]
@@ -160,14 +194,22 @@ fn a_file_that_changed_meanwhile_is_fetched_anew() {
     let (old, new) = (content(50_000, 3), content(50_000, 4));
     let served = new.clone();
     let count = AtomicUsize::new(0);
-    let server = Server::start(move |request, stream| match count.fetch_add(1, Ordering::SeqCst) {
-        0 => serve_cut(request, stream, &old, "\"old\"", 20_000),
-        _ => serve(request, stream, &served, "\"new\""),
-    });
+    let server = Server::start(
+        move |request, stream| match count.fetch_add(1, Ordering::SeqCst) {
+            0 => serve_cut(request, stream, &old, "\"old\"", 20_000),
+            _ => serve(request, stream, &served, "\"new\""),
+        },
+    );
     let bench = Bench::new();
-    bench.fetch(&[request(&new, &[server.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&new, &[server.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&new));
-    assert_eq!(server.seen().len(), 2, "If-Range made the server send the whole new file");
+    assert_eq!(
+        server.seen().len(),
+        2,
+        "If-Range made the server send the whole new file"
+    );
 }
 
 #[test]
@@ -176,12 +218,21 @@ fn a_server_that_ignores_ranges_is_read_from_the_start() {
     let served = blob.clone();
     let count = AtomicUsize::new(0);
     let server = Server::start(move |_, stream| {
-        let limit = if count.fetch_add(1, Ordering::SeqCst) == 0 { 10_000 } else { usize::MAX };
-        let plain = Seen { line: String::new(), headers: Vec::new() };
+        let limit = if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            10_000
+        } else {
+            usize::MAX
+        };
+        let plain = Seen {
+            line: String::new(),
+            headers: Vec::new(),
+        };
         serve_cut(&plain, stream, &served, "\"x\"", limit);
     });
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &[server.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&blob, &[server.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&blob));
 }
 
@@ -193,11 +244,21 @@ fn a_server_that_answers_another_range_is_read_from_the_start() {
         None if request.header("range").is_none() && request.path() == "/cut" => {
             serve_cut(request, stream, &served, "\"x\"", 10_000);
         }
-        _ => reply(stream, "206 Partial Content", "Content-Range: bytes 7-49999/50000\r\n", &served[7..]),
+        _ => reply(
+            stream,
+            "206 Partial Content",
+            "Content-Range: bytes 7-49999/50000\r\n",
+            &served[7..],
+        ),
     });
     let good = Server::honest(blob.clone());
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &[server.url("/cut"), good.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(
+            &[request(&blob, &[server.url("/cut"), good.url("/x")])],
+            &policy(),
+        )
+        .unwrap();
     assert!(bench.holds(&blob));
 }
 
@@ -211,12 +272,24 @@ fn a_stalled_mirror_is_left_for_the_next() {
     });
     let good = Server::honest(blob.clone());
     let bench = Bench::new();
-    let policy = Policy { stall: Duration::from_secs(2), ..policy() };
+    let policy = Policy {
+        stall: Duration::from_secs(2),
+        ..policy()
+    };
     let begun = Instant::now();
-    bench.fetch(&[request(&blob, &[stalling.url("/x"), good.url("/x")])], &policy).unwrap();
+    bench
+        .fetch(&[request(&blob, &[stalling.url("/x"), good.url("/x")])], &policy)
+        .unwrap();
     assert!(bench.holds(&blob));
-    assert!(begun.elapsed() >= Duration::from_secs(2), "the stall must have been waited for");
-    assert_eq!(good.seen()[0].range(), Some(30_000), "what came before the stall is kept");
+    assert!(
+        begun.elapsed() >= Duration::from_secs(2),
+        "the stall must have been waited for"
+    );
+    assert_eq!(
+        good.seen()[0].range(),
+        Some(30_000),
+        "what came before the stall is kept"
+    );
 }
 
 #[test]
@@ -225,8 +298,13 @@ fn a_mirror_that_never_answers_is_left_for_the_next() {
     let mute = Server::start(|_, stream| wait_for_hangup(stream));
     let good = Server::honest(blob.clone());
     let bench = Bench::new();
-    let policy = Policy { stall: Duration::from_secs(2), ..policy() };
-    bench.fetch(&[request(&blob, &[mute.url("/x"), good.url("/x")])], &policy).unwrap();
+    let policy = Policy {
+        stall: Duration::from_secs(2),
+        ..policy()
+    };
+    bench
+        .fetch(&[request(&blob, &[mute.url("/x"), good.url("/x")])], &policy)
+        .unwrap();
     assert!(bench.holds(&blob));
 }
 
@@ -240,8 +318,14 @@ fn a_trickling_mirror_is_left_for_the_next() {
     });
     let good = Server::honest(blob.clone());
     let bench = Bench::new();
-    let policy = Policy { window: Duration::from_millis(500), minimum_rate: 10_000, ..policy() };
-    bench.fetch(&[request(&blob, &[trickling.url("/x"), good.url("/x")])], &policy).unwrap();
+    let policy = Policy {
+        window: Duration::from_millis(500),
+        minimum_rate: 10_000,
+        ..policy()
+    };
+    bench
+        .fetch(&[request(&blob, &[trickling.url("/x"), good.url("/x")])], &policy)
+        .unwrap();
     assert!(bench.holds(&blob));
     assert_eq!(trickling.seen().len(), 1);
 }
@@ -256,10 +340,21 @@ fn a_dead_mirror_is_asked_once_and_not_for_every_blob() {
         serve(request, stream, &served[index], "\"x\"");
     });
     let urls = |index: usize| [broken.url("/x"), good.url(&format!("/{index}"))];
-    let requests: Vec<Request> =
-        blobs.iter().enumerate().map(|(index, blob)| request(blob, &urls(index))).collect();
+    let requests: Vec<Request> = blobs
+        .iter()
+        .enumerate()
+        .map(|(index, blob)| request(blob, &urls(index)))
+        .collect();
     let bench = Bench::new();
-    bench.fetch(&requests, &Policy { parallel: 1, ..policy() }).unwrap();
+    bench
+        .fetch(
+            &requests,
+            &Policy {
+                parallel: 1,
+                ..policy()
+            },
+        )
+        .unwrap();
     assert_eq!(broken.seen().len(), 1);
 }
 
@@ -269,13 +364,17 @@ fn not_found_is_final_and_a_server_error_is_not() {
     let served = blob.clone();
     let absent = Server::start(|_, stream| reply(stream, "404 Not Found", "", b"gone"));
     let count = AtomicUsize::new(0);
-    let flaky = Server::start(move |request, stream| match count.fetch_add(1, Ordering::SeqCst) {
-        0 => reply(stream, "503 Service Unavailable", "Retry-After: 0\r\n", b""),
-        1 => reply(stream, "429 Too Many Requests", "Retry-After: 99999\r\n", b""),
-        _ => serve(request, stream, &served, "\"x\""),
-    });
+    let flaky = Server::start(
+        move |request, stream| match count.fetch_add(1, Ordering::SeqCst) {
+            0 => reply(stream, "503 Service Unavailable", "Retry-After: 0\r\n", b""),
+            1 => reply(stream, "429 Too Many Requests", "Retry-After: 99999\r\n", b""),
+            _ => serve(request, stream, &served, "\"x\""),
+        },
+    );
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &[absent.url("/x"), flaky.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&blob, &[absent.url("/x"), flaky.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&blob));
     assert_eq!((absent.seen().len(), flaky.seen().len()), (1, 3));
 }
@@ -285,10 +384,17 @@ fn wrong_bytes_everywhere_are_a_mismatch_that_names_both_digests() {
     let (wanted, lie) = (content(3000, 11), content(3000, 12));
     let liar = Server::honest(lie.clone());
     let bench = Bench::new();
-    let error = bench.fetch(&[request(&wanted, &[liar.url("/a"), dead_url()])], &policy()).unwrap_err();
+    let error = bench
+        .fetch(&[request(&wanted, &[liar.url("/a"), dead_url()])], &policy())
+        .unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Mismatch);
     let text = format!("{error:#}");
-    for part in ["hello 1.0", &liar.url("/a"), &Digest::of(&wanted).to_string(), &Digest::of(&lie).to_string()] {
+    for part in [
+        "hello 1.0",
+        &liar.url("/a"),
+        &Digest::of(&wanted).to_string(),
+        &Digest::of(&lie).to_string(),
+    ] {
         assert!(text.contains(part), "{part} is missing in: {text}");
     }
     assert_eq!(liar.seen().len(), 1, "a wrong file is not asked for again");
@@ -301,16 +407,26 @@ fn a_lying_mirror_does_not_spoil_an_honest_one() {
     let (wanted, lie) = (content(80_000, 13), content(80_000, 14));
     let bench = Bench::new();
     let (liar, honest) = (Server::honest(lie.clone()), Server::honest(wanted.clone()));
-    bench.fetch(&[request(&wanted, &[liar.url("/x"), honest.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(
+            &[request(&wanted, &[liar.url("/x"), honest.url("/x")])],
+            &policy(),
+        )
+        .unwrap();
     assert!(bench.holds(&wanted));
 
     // Worse: the liar breaks off halfway, so that the honest one continues wrong bytes.
     let wanted = content(80_000, 15);
     let cut = Server::start(move |request, stream| serve_cut(request, stream, &lie, "\"x\"", 50_000));
     let honest = Server::honest(wanted.clone());
-    bench.fetch(&[request(&wanted, &[cut.url("/x"), honest.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&wanted, &[cut.url("/x"), honest.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(&wanted));
-    assert_eq!(honest.seen().iter().map(Seen::range).collect::<Vec<_>>(), [Some(50_000), None]);
+    assert_eq!(
+        honest.seen().iter().map(Seen::range).collect::<Vec<_>>(),
+        [Some(50_000), None]
+    );
 }
 
 #[test]
@@ -319,7 +435,11 @@ fn a_file_of_another_length_is_a_mismatch_and_is_not_read() {
     let server = Server::honest(long);
     let endless = Server::start(|_, stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
-        while stream.write_all(b"400\r\n").and_then(|()| stream.write_all(&[7; 1024])).is_ok() {
+        while stream
+            .write_all(b"400\r\n")
+            .and_then(|()| stream.write_all(&[7; 1024]))
+            .is_ok()
+        {
             let _ = stream.write_all(b"\r\n");
         }
     });
@@ -334,16 +454,29 @@ fn a_file_of_another_length_is_a_mismatch_and_is_not_read() {
 #[test]
 fn nothing_reachable_says_what_was_tried_and_what_to_do() {
     let blob = content(10, 18);
-    let urls = [dead_url(), "http://no-such-host.invalid/x".to_owned(), "ftp://example.com/x".to_owned()];
+    let urls = [
+        dead_url(),
+        "http://no-such-host.invalid/x".to_owned(),
+        "ftp://example.com/x".to_owned(),
+    ];
     let bench = Bench::new();
     let error = bench.fetch(&[request(&blob, &urls)], &policy()).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch);
     let text = format!("{error:#}");
-    for part in [urls[0].as_str(), "refused", "(tried 3 times)", urls[1].as_str(), "neither an http, https nor file URL"] {
+    for part in [
+        urls[0].as_str(),
+        "refused",
+        "(tried 3 times)",
+        urls[1].as_str(),
+        "neither an http, https nor file URL",
+    ] {
         assert!(text.contains(part), "{part} is missing in: {text}");
     }
     let hint = hints(&error).collect::<String>();
-    assert!(hint.contains("--mirror") && hint.contains("kimage vendor"), "{hint}");
+    assert!(
+        hint.contains("--mirror") && hint.contains("kimage vendor"),
+        "{hint}"
+    );
 }
 
 #[test]
@@ -351,8 +484,19 @@ fn one_bad_blob_does_not_keep_the_others_from_coming() {
     let (good, bad) = (content(1000, 19), content(1000, 20));
     let server = Server::honest(good.clone());
     let bench = Bench::new();
-    let requests = [request(&bad, &[server.url("/bad")]), request(&good, &[server.url("/good")])];
-    let error = bench.fetch(&requests, &Policy { parallel: 1, ..policy() }).unwrap_err();
+    let requests = [
+        request(&bad, &[server.url("/bad")]),
+        request(&good, &[server.url("/good")]),
+    ];
+    let error = bench
+        .fetch(
+            &requests,
+            &Policy {
+                parallel: 1,
+                ..policy()
+            },
+        )
+        .unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Mismatch);
     assert!(bench.holds(&good));
 }
@@ -371,13 +515,28 @@ fn a_dead_network_ends_transfers_under_way() {
     });
     let failing = Server::start(move |_, stream| {
         let (state, changed) = &*arrived;
-        drop(changed.wait_while(state.lock().unwrap(), |arrived| !*arrived).unwrap());
+        drop(
+            changed
+                .wait_while(state.lock().unwrap(), |arrived| !*arrived)
+                .unwrap(),
+        );
         reply(stream, "502 Bad Gateway", "", b"");
     });
     let bench = Bench::new();
-    let requests = [request(&big, &[hanging.url("/x")]), request(&small, &[failing.url("/x")])];
+    let requests = [
+        request(&big, &[hanging.url("/x")]),
+        request(&small, &[failing.url("/x")]),
+    ];
     // Without the interruption this would take as long as the stall: an hour.
-    let error = bench.fetch(&requests, &Policy { stall: Duration::from_secs(3600), ..policy() }).unwrap_err();
+    let error = bench
+        .fetch(
+            &requests,
+            &Policy {
+                stall: Duration::from_secs(3600),
+                ..policy()
+            },
+        )
+        .unwrap_err();
     assert!(format!("{error:#}").contains("502"), "{error:#}");
 }
 
@@ -391,13 +550,26 @@ fn offline_uses_the_store_and_files_only() {
     fs::write(mirror.path().join("a b"), &on_disk).unwrap();
     let file_url = format!("file://{}/a%20b", mirror.path().display());
     let offline = |requests: &[Request]| {
-        fetch_with(requests, &bench.store, Network::Offline, &Progress::silent(), &policy())
+        fetch_with(
+            requests,
+            &bench.store,
+            Network::Offline,
+            &Progress::silent(),
+            &policy(),
+        )
     };
-    offline(&[request(&here, &[server.url("/x")]), request(&on_disk, &[server.url("/y"), file_url])]).unwrap();
+    offline(&[
+        request(&here, &[server.url("/x")]),
+        request(&on_disk, &[server.url("/y"), file_url]),
+    ])
+    .unwrap();
     assert!(bench.holds(&on_disk));
     let error = offline(&[request(&absent, &[server.url("/x")])]).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch);
-    assert!(hints(&error).any(|hint| hint.contains("kimage vendor")), "{error:#}");
+    assert!(
+        hints(&error).any(|hint| hint.contains("kimage vendor")),
+        "{error:#}"
+    );
     assert!(server.seen().is_empty());
 }
 
@@ -461,7 +633,9 @@ fn the_same_blob_asked_for_twice_is_fetched_once() {
 fn an_empty_blob_is_a_blob() {
     let server = Server::honest(Vec::new());
     let bench = Bench::new();
-    bench.fetch(&[request(b"", &[server.url("/x")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(b"", &[server.url("/x")])], &policy())
+        .unwrap();
     assert!(bench.holds(b""));
 }
 
@@ -477,10 +651,14 @@ fn redirects_are_followed_but_not_for_ever_and_not_to_files() {
         _ => reply(stream, "404 Not Found", "", b""),
     });
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &[server.url("/a/old")])], &policy()).unwrap();
+    bench
+        .fetch(&[request(&blob, &[server.url("/a/old")])], &policy())
+        .unwrap();
     assert!(bench.holds(&blob));
     for (path, why) in [("/loop", "redirects"), ("/secret", "file of this host")] {
-        let error = bench.fetch(&[request(b"other", &[server.url(path)])], &policy()).unwrap_err();
+        let error = bench
+            .fetch(&[request(b"other", &[server.url(path)])], &policy())
+            .unwrap_err();
         assert!(format!("{error:#}").contains(why), "{error:#}");
     }
 }
@@ -494,9 +672,17 @@ fn plain_http_goes_through_the_proxy_without_a_tunnel() {
         "no_proxy" => Some("127.0.0.1".to_owned()),
         _ => None,
     };
-    let policy = Policy { proxies: Proxies::from_variables(variables), ..policy() };
+    let policy = Policy {
+        proxies: Proxies::from_variables(variables),
+        ..policy()
+    };
     let bench = Bench::new();
-    bench.fetch(&[request(&blob, &["http://mirror.invalid:81/a?b".to_owned()])], &policy).unwrap();
+    bench
+        .fetch(
+            &[request(&blob, &["http://mirror.invalid:81/a?b".to_owned()])],
+            &policy,
+        )
+        .unwrap();
     assert!(bench.holds(&blob));
     let seen = &proxy.seen()[0];
     assert_eq!(seen.line, "GET http://mirror.invalid:81/a?b HTTP/1.1");
@@ -504,7 +690,9 @@ fn plain_http_goes_through_the_proxy_without_a_tunnel() {
     assert_eq!(seen.header("proxy-authorization"), Some("Basic dXNlcjpwYXNz"));
 
     let direct = Server::honest(b"direct".to_vec());
-    bench.fetch(&[request(b"direct", &[direct.url("/x")])], &policy).unwrap();
+    bench
+        .fetch(&[request(b"direct", &[direct.url("/x")])], &policy)
+        .unwrap();
     assert_eq!(direct.seen()[0].line, "GET /x HTTP/1.1");
     assert_eq!(proxy.seen().len(), 1);
 }
@@ -513,9 +701,17 @@ fn plain_http_goes_through_the_proxy_without_a_tunnel() {
 fn https_asks_the_proxy_for_a_tunnel() {
     let proxy = Server::start(|_, stream| reply(stream, "403 Forbidden", "", b""));
     let variables = |name: &str| (name == "https_proxy").then(|| proxy.address.clone());
-    let policy = Policy { proxies: Proxies::from_variables(variables), ..policy() };
+    let policy = Policy {
+        proxies: Proxies::from_variables(variables),
+        ..policy()
+    };
     let bench = Bench::new();
-    let error = bench.fetch(&[request(b"x", &["https://mirror.invalid/a".to_owned()])], &policy).unwrap_err();
+    let error = bench
+        .fetch(
+            &[request(b"x", &["https://mirror.invalid/a".to_owned()])],
+            &policy,
+        )
+        .unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch);
     assert_eq!(proxy.seen()[0].line, "CONNECT mirror.invalid:443 HTTP/1.1");
 }
@@ -526,7 +722,10 @@ fn credentials_in_a_url_reach_the_server_and_no_message() {
     let url = format!("http://me:secret@{}/x", server.address);
     let bench = Bench::new();
     let error = bench.fetch(&[request(b"x", &[url])], &policy()).unwrap_err();
-    assert_eq!(server.seen()[0].header("authorization"), Some("Basic bWU6c2VjcmV0"));
+    assert_eq!(
+        server.seen()[0].header("authorization"),
+        Some("Basic bWU6c2VjcmV0")
+    );
     assert!(!format!("{error:#}").contains("secret"), "{error:#}");
 }
 
@@ -537,14 +736,24 @@ fn a_document_comes_from_the_first_url_that_has_it() {
     let served = text.clone();
     let count = AtomicUsize::new(0);
     let flaky = Server::start(move |request, stream| {
-        let limit = if count.fetch_add(1, Ordering::SeqCst) == 0 { 100 } else { usize::MAX };
+        let limit = if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            100
+        } else {
+            usize::MAX
+        };
         serve_cut(request, stream, &served, "\"x\"", limit);
     });
     let urls = [absent.url("/InRelease"), flaky.url("/InRelease")];
-    assert_eq!(document_with(&urls, 5000, &Progress::silent(), &policy()).unwrap(), text);
+    assert_eq!(
+        document_with(&urls, 5000, &Progress::silent(), &policy()).unwrap(),
+        text
+    );
     let error = document_with(&urls, 4999, &Progress::silent(), &policy()).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch);
-    assert!(format!("{error:#}").contains("longer than 4999 bytes"), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("longer than 4999 bytes"),
+        "{error:#}"
+    );
 }
 
 #[test]
@@ -554,17 +763,25 @@ fn a_document_without_end_is_cut_off() {
         while stream.write_all(&[7; 4096]).is_ok() {}
     });
     let error = document_with(&[endless.url("/x")], 100_000, &Progress::silent(), &policy()).unwrap_err();
-    assert!(format!("{error:#}").contains("longer than 100000 bytes"), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("longer than 100000 bytes"),
+        "{error:#}"
+    );
 }
 
 /// Runs one of this file's ignored tests with a filesystem of its own at `KIMAGE_TEST_STORE`.
 fn in_own_mount(test: &str, mount: &str) {
     let folder = tempfile::tempdir().unwrap();
     let script = format!("{mount} && exec \"$0\" --exact {test} --ignored --nocapture");
-    let output = kimage_builder::tool::Tool::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
-        .arg(std::env::current_exe().unwrap())
-        .env("KIMAGE_TEST_STORE", folder.path())
+    let tool = Tool::new("unshare").args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
+    passes(
+        tool.arg(std::env::current_exe().unwrap())
+            .env("KIMAGE_TEST_STORE", folder.path()),
+    );
+}
+
+fn passes(tool: Tool) {
+    let output = tool
         .inherit(&["PATH"])
         .output()
         .expect("`unshare` of util-linux is needed");
@@ -573,8 +790,70 @@ fn in_own_mount(test: &str, mount: &str) {
 }
 
 #[test]
+fn https_trusts_the_hosts_roots_and_nobody_else() {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let roots = folder.path().join("roots.pem");
+    fs::write(&roots, certified.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    let server = Server::start_raw(move |stream| {
+        let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut tls = rustls::StreamOwned::new(connection, stream);
+        // The client hangs up in the middle when it does not trust us.
+        let mut head = [0; 4096];
+        if tls.read(&mut head).is_ok() {
+            let answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 6\r\n\r\nsecret";
+            let _ = tls.write_all(answer).and_then(|()| tls.flush());
+        }
+    });
+    let port = server.address.rsplit(':').next().unwrap().to_owned();
+    let inner = |roots: &Path, wanted: &str| {
+        let program = Tool::new(std::env::current_exe().unwrap());
+        let program = program.args(["--exact", "inner_https", "--ignored", "--nocapture"]);
+        passes(
+            program
+                .env("SSL_CERT_FILE", roots)
+                .env("KIMAGE_TEST_PORT", &port)
+                .env("KIMAGE_TEST_WANTED", wanted),
+        );
+    };
+    inner(&roots, "fetched");
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(&roots, other.cert.pem()).unwrap();
+    inner(&roots, "certificate");
+    fs::write(&roots, "").unwrap();
+    inner(&roots, "ca-certificates");
+}
+
+#[test]
+#[ignore = "needs the server of https_trusts_the_hosts_roots_and_nobody_else"]
+fn inner_https() {
+    let [port, wanted] = ["KIMAGE_TEST_PORT", "KIMAGE_TEST_WANTED"].map(|name| std::env::var(name).unwrap());
+    let bench = Bench::new();
+    let url = format!("https://localhost:{port}/x");
+    match bench.fetch(&[request(b"secret", &[url])], &policy()) {
+        Ok(()) => assert!(wanted == "fetched" && bench.holds(b"secret")),
+        Err(error) => assert!(
+            format!("{error:#}").contains(&wanted),
+            "{wanted} is missing in: {error:#}"
+        ),
+    }
+}
+
+#[test]
 fn a_full_disk_is_one_clear_error_and_leaves_nothing_half() {
-    in_own_mount("inner_full_disk", "mount -t tmpfs -o size=400k tmpfs $KIMAGE_TEST_STORE");
+    in_own_mount(
+        "inner_full_disk",
+        "mount -t tmpfs -o size=400k tmpfs $KIMAGE_TEST_STORE",
+    );
 }
 
 #[test]
@@ -599,7 +878,13 @@ fn inner_full_disk() {
     let blob = content(500_000, 34);
     let server = Server::honest(blob.clone());
     let fetch = |store: &Store, blob: &[u8]| {
-        fetch_with(&[request(blob, &[server.url("/x")])], store, Network::Online, &Progress::silent(), &policy())
+        fetch_with(
+            &[request(blob, &[server.url("/x")])],
+            store,
+            Network::Online,
+            &Progress::silent(),
+            &policy(),
+        )
     };
     let error = fetch(&store, &blob).unwrap_err();
     assert!(format!("{error:#}").contains("free"), "{error:#}");
@@ -624,6 +909,9 @@ fn inner_read_only() {
     assert!(store.blob(&Digest::of(b"")).unwrap().is_some());
     let error = store.put(b"more").unwrap_err();
     let text = format!("{error:#}");
-    assert!(text.contains("Read-only file system") && text.contains(&root), "{text}");
+    assert!(
+        text.contains("Read-only file system") && text.contains(&root),
+        "{text}"
+    );
     assert!(hints(&error).any(|hint| hint.contains("--store")));
 }

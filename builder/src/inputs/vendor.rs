@@ -32,7 +32,7 @@ pub use import::import;
 use index::{Artifact, Blob, Index, Item, Kind};
 
 /// What was written or imported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
     /// Number of blobs.
     pub blobs: usize,
@@ -54,7 +54,10 @@ pub fn write(
     progress: &Progress,
 ) -> Result<Summary> {
     let (index, sources) = collect(requests, artifacts, store)?;
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = out
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let place = || format!("write `{}`", out.display());
     let total = index.content_bytes();
     let task = progress.bytes(&format!("write `{}`", out.display()), Some(total));
@@ -66,19 +69,35 @@ pub fn write(
     file.as_file().sync_all().with_context(place)?;
     file.persist(out).with_context(place)?;
     task.done();
-    Ok(Summary { blobs: index.blobs.len(), artifacts: index.artifacts.len(), size, digest })
+    Ok(Summary {
+        blobs: index.blobs.len(),
+        artifacts: index.artifacts.len(),
+        size,
+        digest,
+    })
 }
 
 /// The index, and for each of its files in order where the bytes are.
-fn collect(requests: &[Request], artifacts: &[(String, Digest)], store: &Store) -> Result<(Index, Vec<PathBuf>)> {
+fn collect(
+    requests: &[Request],
+    artifacts: &[(String, Digest)],
+    store: &Store,
+) -> Result<(Index, Vec<PathBuf>)> {
     let mut blobs = BTreeMap::new();
     let mut sources = Vec::new();
     for request in requests {
         let Some(path) = store.blob(&request.digest)? else {
             let message = format!("{} ({}) is not in the store", request.name, request.digest);
-            bail!(Failure::new(ExitCode::Fetch, message).hint("run `kimage vendor FILE` where there is a network"));
+            bail!(
+                Failure::new(ExitCode::Fetch, message)
+                    .hint("run `kimage vendor FILE` where there is a network")
+            );
         };
-        let blob = Blob { name: request.name.clone(), digest: request.digest, size: request.size };
+        let blob = Blob {
+            name: request.name.clone(),
+            digest: request.digest,
+            size: request.size,
+        };
         blobs.entry(request.digest).or_insert((blob, path));
     }
     let blobs: Vec<Blob> = blobs
@@ -101,7 +120,14 @@ fn collect(requests: &[Request], artifacts: &[(String, Digest)], store: &Store) 
         sources.extend(files.map(|item| folder.join(&item.path)));
         described.push(Artifact { kind, key, items });
     }
-    Ok((Index { schema: index::SCHEMA, blobs, artifacts: described }, sources))
+    Ok((
+        Index {
+            schema: index::SCHEMA,
+            blobs,
+            artifacts: described,
+        },
+        sources,
+    ))
 }
 
 /// All that is below `folder`, parents before children, sorted by path.
@@ -112,19 +138,31 @@ fn describe(folder: &Path) -> Result<Vec<Item>> {
         for entry in fs::read_dir(folder.join(&below))? {
             let entry = entry?;
             let path = below.join(entry.file_name());
-            let shown = path.to_str().with_context(|| format!("`{}` is not UTF-8", path.display()))?.to_owned();
+            let shown = path
+                .to_str()
+                .with_context(|| format!("`{}` is not UTF-8", path.display()))?
+                .to_owned();
             let metadata = entry.metadata()?;
             let kind = if metadata.is_dir() {
                 open.push(path.clone());
                 Kind::Directory
             } else if metadata.is_symlink() {
                 let target = fs::read_link(entry.path())?;
-                let target = target.to_str().with_context(|| format!("link `{shown}` is not UTF-8"))?;
-                Kind::Link { target: target.to_owned() }
+                let target = target
+                    .to_str()
+                    .with_context(|| format!("link `{shown}` is not UTF-8"))?;
+                Kind::Link {
+                    target: target.to_owned(),
+                }
             } else if metadata.is_file() {
                 let (digest, size) = Digest::of_file(&entry.path())?;
-                let executable = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o100 != 0;
-                Kind::File { digest, size, executable }
+                let executable =
+                    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o100 != 0;
+                Kind::File {
+                    digest,
+                    size,
+                    executable,
+                }
             } else {
                 bail!("`{shown}` is neither file, folder nor link");
             };
@@ -135,13 +173,20 @@ fn describe(folder: &Path) -> Result<Vec<Item>> {
 }
 
 fn write_tar(index: &Index, sources: &[PathBuf], file: &mut File, task: &Task) -> Result<(u64, Digest)> {
-    let mut builder = tar::Builder::new(Counted { inner: BufWriter::new(file), hasher: Hasher::new() });
+    let mut builder = tar::Builder::new(Counted {
+        inner: BufWriter::new(file),
+        hasher: Hasher::new(),
+    });
     let json = index.to_json()?;
     append(&mut builder, index::NAME, json.len() as u64, false, &json[..])?;
     let mut sources = sources.iter();
     let mut copy = |name: &str, size: u64, digest: &Digest, executable: bool| -> Result<()> {
         let source = sources.next().context("fewer files than the index lists")?;
-        let mut reader = Checked { inner: File::open(source)?.take(size), hasher: Hasher::new(), task };
+        let mut reader = Checked {
+            inner: File::open(source)?.take(size),
+            hasher: Hasher::new(),
+            task,
+        };
         append(&mut builder, name, size, executable, &mut reader)?;
         let (found, length) = reader.hasher.finish_with_length();
         // Else the tar would be torn, or its index would lie.
@@ -155,7 +200,12 @@ fn write_tar(index: &Index, sources: &[PathBuf], file: &mut File, task: &Task) -
     }
     for artifact in &index.artifacts {
         for item in &artifact.items {
-            if let Kind::File { digest, size, executable } = &item.kind {
+            if let Kind::File {
+                digest,
+                size,
+                executable,
+            } = &item.kind
+            {
                 let name = artifact.path(item);
                 copy(&name, *size, digest, *executable).with_context(|| format!("add `{name}`"))?;
             }

@@ -34,10 +34,17 @@ fn a_changed_blob_is_noticed_by_the_same_and_by_a_later_process() {
         let modified = fs::metadata(&path).unwrap().modified().unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         fs::write(&path, b"hellO").unwrap();
-        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(modified)
+            .unwrap();
     };
     change();
-    assert!(matches!(store.examine(&digest).unwrap(), Blob::Damaged { found, .. } if found == Digest::of(b"hellO")));
+    assert!(
+        matches!(store.examine(&digest).unwrap(), Blob::Damaged { found, .. } if found == Digest::of(b"hellO"))
+    );
     assert_eq!(store.blob(&digest).unwrap(), None);
     assert!(!path.exists(), "a damaged blob is removed");
 
@@ -57,13 +64,19 @@ fn an_artifact_appears_whole_or_not_at_all() {
     assert_eq!(store.artifact("tree", &key()), None);
 
     let build = |folder: &Path| -> Result<()> {
-        assert_eq!(store.artifact("tree", &key()), None, "not there before it is finished");
+        assert_eq!(
+            store.artifact("tree", &key()),
+            None,
+            "not there before it is finished"
+        );
         Ok(fs::write(folder.join("file"), "content")?)
     };
     let path = store.artifact_or_build("tree", &key(), build).unwrap();
     assert_eq!(store.artifact("tree", &key()), Some(path.clone()));
     assert_eq!(fs::read(path.join("file")).unwrap(), b"content");
-    store.artifact_or_build("tree", &key(), |_| bail!("built twice")).unwrap();
+    store
+        .artifact_or_build("tree", &key(), |_| bail!("built twice"))
+        .unwrap();
 
     store.forget_artifact("tree", &key()).unwrap();
     assert_eq!(store.artifact("tree", &key()), None);
@@ -118,7 +131,12 @@ fn scratch_outlives_its_store_and_goes_in_the_end() {
     let (store, folder) = (Store::open(folder.path()).unwrap(), &folder);
     drop(store.scratch().unwrap());
     drop(store);
-    assert_eq!(runs(), 1, "only the one in use is left in {}", folder.path().display());
+    assert_eq!(
+        runs(),
+        1,
+        "only the one in use is left in {}",
+        folder.path().display()
+    );
 }
 
 #[test]
@@ -126,7 +144,10 @@ fn names_cannot_leave_the_store() {
     let (store, _folder) = store();
     for name in ["", "..", "a/b", "A", "a.b"] {
         assert!(store.cache(name).is_err(), "{name}");
-        assert!(store.artifact_or_build(name, &key(), |_| Ok(())).is_err(), "{name}");
+        assert!(
+            store.artifact_or_build(name, &key(), |_| Ok(())).is_err(),
+            "{name}"
+        );
         assert_eq!(store.artifact(name, &key()), None);
     }
     assert!(store.cache("go-mod").unwrap().is_dir());

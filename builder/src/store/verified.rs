@@ -150,9 +150,18 @@ mod tests {
     fn a_blob_stays_verified_across_processes_once_its_ctime_has_settled() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("verified");
-        let old = Identity { device: 1, inode: 2, size: 3, mtime: (4, 5), ctime: (1_700_000_000, 7) };
+        let old = Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime: (4, 5),
+            ctime: (1_700_000_000, 7),
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
-        let fresh = Identity { ctime: (now, 0), ..old };
+        let fresh = Identity {
+            ctime: (now, 0),
+            ..old
+        };
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         let mut verified = Verified::load(&path);
         verified.remember(&a, old);
@@ -161,12 +170,18 @@ mod tests {
 
         let later = Verified::load(&path);
         assert!(later.knows(&a, &old));
-        assert!(!later.knows(&b, &fresh), "a second change in the same tick would go unseen");
+        assert!(
+            !later.knows(&b, &fresh),
+            "a second change in the same tick would go unseen"
+        );
         for changed in [
             Identity { size: 4, ..old },
             Identity { inode: 9, ..old },
             Identity { mtime: (4, 6), ..old },
-            Identity { ctime: (1_700_000_000, 8), ..old },
+            Identity {
+                ctime: (1_700_000_000, 8),
+                ..old
+            },
         ] {
             assert!(!later.knows(&a, &changed));
         }

@@ -21,12 +21,19 @@ impl Seen {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The first byte that `Range: bytes=N-` asks for.
     pub(crate) fn range(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        self.header("range")?
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()
     }
 }
 
@@ -38,22 +45,34 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(answer: impl Fn(&Seen, &mut TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (log, answer) = (Arc::clone(&seen), Arc::new(answer));
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (Ok(mut stream), log, answer) = (stream, Arc::clone(&log), Arc::clone(&answer)) else { continue };
-                thread::spawn(move || {
-                    if let Some(request) = read_request(&mut stream) {
-                        log.lock().unwrap().push(request.clone());
-                        answer(&request, &mut stream);
-                    }
-                });
+        let log = Arc::clone(&seen);
+        let server = Self::start_raw(move |mut stream| {
+            if let Some(request) = read_request(&mut stream) {
+                log.lock().unwrap().push(request.clone());
+                answer(&request, &mut stream);
             }
         });
-        Self { address, seen }
+        Self { seen, ..server }
+    }
+
+    /// Hands each connection to `talk` as it is.
+    pub(crate) fn start_raw(talk: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let talk = Arc::new(talk);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(stream), talk) = (stream, Arc::clone(&talk)) else {
+                    continue;
+                };
+                thread::spawn(move || talk(stream));
+            }
+        });
+        Self {
+            address,
+            seen: Arc::default(),
+        }
     }
 
     /// A server that behaves: ranges, entity tags, all of `content` at any path.
@@ -80,7 +99,12 @@ fn read_request(stream: &mut TcpStream) -> Option<Seen> {
         reader.read_line(&mut header).ok()?;
         match header.trim_end().split_once(": ") {
             Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.to_owned())),
-            None => return Some(Seen { line: line.trim_end().to_owned(), headers }),
+            None => {
+                return Some(Seen {
+                    line: line.trim_end().to_owned(),
+                    headers,
+                });
+            }
         }
     }
 }
@@ -97,21 +121,34 @@ pub(crate) fn serve_cut(request: &Seen, stream: &mut TcpStream, content: &[u8], 
         Some(start) if start >= content.len() => return reply(stream, "416 Range Not Satisfiable", "", b""),
         Some(start) => {
             let (last, total) = (content.len() - 1, content.len());
-            ("206 Partial Content", start, format!("Content-Range: bytes {start}-{last}/{total}\r\n"))
+            (
+                "206 Partial Content",
+                start,
+                format!("Content-Range: bytes {start}-{last}/{total}\r\n"),
+            )
         }
         None => ("200 OK", 0, String::new()),
     };
     let body = &content[start..];
     let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nETag: {etag}\r\nContent-Length: {length}\r\n{range}\r\n");
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nETag: {etag}\r\nContent-Length: {length}\r\n{range}\r\n"
+    );
     // The client may hang up whenever it wants.
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..length.min(limit)]));
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(&body[..length.min(limit)]));
 }
 
 /// A whole answer with `headers` (each ended by CRLF).
 pub(crate) fn reply(stream: &mut TcpStream, status: &str, headers: &str, body: &[u8]) {
-    let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    let _ = stream
+        .write_all(head.as_bytes())
+        .and_then(|()| stream.write_all(body));
 }
 
 /// Says nothing more until the client hangs up.

@@ -21,19 +21,29 @@ pub fn import(file: &Path, store: &Store, progress: &Progress) -> Result<Summary
     let opened = File::open(file).with_context(place)?;
     let size = opened.metadata().with_context(place)?.len();
     let task = progress.bytes(&format!("import `{}`", file.display()), Some(size));
-    let mut checked = Checked { inner: opened, hasher: Hasher::new(), task: &task };
-    let mut archive = tar::Archive::new(&mut checked);
-    let index = read_archive(&mut archive, store).with_context(place)?;
-    drop(archive);
+    let mut checked = Checked {
+        inner: opened,
+        hasher: Hasher::new(),
+        task: &task,
+    };
+    let index = read_archive(&mut tar::Archive::new(&mut checked), store).with_context(place)?;
     // The padding behind the last entry belongs to the file's digest.
     io::copy(&mut checked, &mut io::sink()).with_context(place)?;
     let (digest, size) = checked.hasher.finish_with_length();
     task.done();
-    Ok(Summary { blobs: index.blobs.len(), artifacts: index.artifacts.len(), size, digest })
+    Ok(Summary {
+        blobs: index.blobs.len(),
+        artifacts: index.artifacts.len(),
+        size,
+        digest,
+    })
 }
 
 fn read_archive(archive: &mut tar::Archive<impl Read>, store: &Store) -> Result<Index> {
-    let mut files = Files { entries: archive.entries()?, store };
+    let mut files = Files {
+        entries: archive.entries()?,
+        store,
+    };
     let index = Index::parse(&files.index()?)?;
     for blob in &index.blobs {
         let scratch = store.scratch()?;
@@ -61,7 +71,11 @@ fn unpack(artifact: &Artifact, files: &mut Files<'_, impl Read>, store: &Store) 
                 Kind::Link { target } => {
                     symlink(target, &path).map_err(|error| store.unwritable(&path, &error))?;
                 }
-                Kind::File { digest, size, executable } => {
+                Kind::File {
+                    digest,
+                    size,
+                    executable,
+                } => {
                     let mode = if *executable { 0o755 } else { 0o644 };
                     files.next(&artifact.path(item), *size, digest, &path, mode)?;
                 }
@@ -89,10 +103,20 @@ impl<'a, R: Read> Files<'a, R> {
     fn index(&mut self) -> Result<Vec<u8>> {
         let Ok(entry) = self.entry(index::NAME) else {
             let hint = "give the file that `kimage vendor FILE` wrote";
-            bail!(Failure::new(ExitCode::Usage, format!("it does not begin with `{}`", index::NAME)).hint(hint));
+            bail!(
+                Failure::new(
+                    ExitCode::Usage,
+                    format!("it does not begin with `{}`", index::NAME)
+                )
+                .hint(hint)
+            );
         };
         if entry.size() > index::MAX_BYTES {
-            bail!("the index has {} bytes, more than {}", entry.size(), index::MAX_BYTES);
+            bail!(
+                "the index has {} bytes, more than {}",
+                entry.size(),
+                index::MAX_BYTES
+            );
         }
         let mut json = Vec::new();
         entry.take(index::MAX_BYTES).read_to_end(&mut json)?;
@@ -100,10 +124,16 @@ impl<'a, R: Read> Files<'a, R> {
     }
 
     fn entry(&mut self, name: &str) -> Result<tar::Entry<'a, R>> {
-        let entry = self.entries.next().with_context(|| format!("the file ends before `{name}`"))??;
+        let entry = self
+            .entries
+            .next()
+            .with_context(|| format!("the file ends before `{name}`"))??;
         let found = entry.path_bytes();
         if found != name.as_bytes() || entry.header().entry_type() != tar::EntryType::Regular {
-            bail!("`{}` stands where the index promises `{name}`", String::from_utf8_lossy(&found).escape_debug());
+            bail!(
+                "`{}` stands where the index promises `{name}`",
+                String::from_utf8_lossy(&found).escape_debug()
+            );
         }
         Ok(entry)
     }
@@ -116,14 +146,24 @@ impl<'a, R: Read> Files<'a, R> {
     fn next(&mut self, name: &str, size: u64, digest: &Digest, path: &Path, mode: u32) -> Result<()> {
         let mut entry = self.entry(name)?;
         if entry.size() != size {
-            bail!(Failure::new(ExitCode::Mismatch, format!("`{name}` has {} bytes instead of {size}", entry.size())));
+            bail!(Failure::new(
+                ExitCode::Mismatch,
+                format!("`{name}` has {} bytes instead of {size}", entry.size())
+            ));
         }
         let io_error = |error: io::Error| self.store.unwritable(path, &error);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(io_error)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(io_error)?;
         let mut hasher = Hasher::new();
         let mut buffer = vec![0; 128 * 1024];
         loop {
-            let count = entry.read(&mut buffer).with_context(|| format!("read `{name}`"))?;
+            let count = entry
+                .read(&mut buffer)
+                .with_context(|| format!("read `{name}`"))?;
             if count == 0 {
                 break;
             }
@@ -136,8 +176,12 @@ impl<'a, R: Read> Files<'a, R> {
         }
         if found != *digest {
             let message = format!("`{name}` is damaged: expected {digest}, found {found}");
-            bail!(Failure::new(ExitCode::Mismatch, message).hint("copy the vendor file again, or write it again"));
+            bail!(
+                Failure::new(ExitCode::Mismatch, message)
+                    .hint("copy the vendor file again, or write it again")
+            );
         }
-        file.set_permissions(Permissions::from_mode(mode)).map_err(io_error)
+        file.set_permissions(Permissions::from_mode(mode))
+            .map_err(io_error)
     }
 }

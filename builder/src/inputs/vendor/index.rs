@@ -53,8 +53,14 @@ pub(super) struct Item {
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub(super) enum Kind {
     Directory,
-    Link { target: String },
-    File { digest: Digest, size: u64, executable: bool },
+    Link {
+        target: String,
+    },
+    File {
+        digest: Digest,
+        size: u64,
+        executable: bool,
+    },
 }
 
 impl Index {
@@ -68,10 +74,15 @@ impl Index {
     pub(super) fn parse(json: &[u8]) -> Result<Self> {
         let index: Self = serde_json::from_slice(json).context("read the index")?;
         if index.schema != SCHEMA {
-            bail!("the index has schema {}, this kimage reads {SCHEMA}", index.schema);
+            bail!(
+                "the index has schema {}, this kimage reads {SCHEMA}",
+                index.schema
+            );
         }
         for artifact in &index.artifacts {
-            artifact.check().with_context(|| format!("artifact {} {}", artifact.kind, artifact.key))?;
+            artifact
+                .check()
+                .with_context(|| format!("artifact {} {}", artifact.kind, artifact.key))?;
         }
         Ok(index)
     }
@@ -79,10 +90,14 @@ impl Index {
     /// Bytes of all files.
     pub(super) fn content_bytes(&self) -> u64 {
         let blobs = self.blobs.iter().map(|blob| blob.size);
-        let files = self.artifacts.iter().flat_map(|artifact| &artifact.items).map(|item| match item.kind {
-            Kind::File { size, .. } => size,
-            Kind::Directory | Kind::Link { .. } => 0,
-        });
+        let files = self
+            .artifacts
+            .iter()
+            .flat_map(|artifact| &artifact.items)
+            .map(|item| match item.kind {
+                Kind::File { size, .. } => size,
+                Kind::Directory | Kind::Link { .. } => 0,
+            });
         blobs.chain(files).fold(0, u64::saturating_add)
     }
 }
@@ -103,7 +118,9 @@ impl Artifact {
         let mut folders = BTreeSet::from([""]);
         let mut seen = BTreeSet::new();
         for Item { path, kind } in &self.items {
-            let parts_fine = path.split('/').all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
+            let parts_fine = path
+                .split('/')
+                .all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
             if !parts_fine || !folders.contains(parent) || !seen.insert(path.as_str()) {
                 bail!("the index holds the bad path `{}`", path.escape_debug());
