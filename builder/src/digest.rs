@@ -102,7 +102,9 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -121,7 +123,10 @@ impl Default for Hasher {
 impl Hasher {
     /// A hasher that has seen nothing.
     pub fn new() -> Self {
-        Self { context: Context::new(&SHA256), length: 0 }
+        Self {
+            context: Context::new(&SHA256),
+            length: 0,
+        }
     }
 
     /// Adds `bytes`.
@@ -174,7 +179,9 @@ pub fn hex(bytes: &[u8]) -> String {
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |c: u8| (c as char).to_digit(16).map(|value| value as u8);
     let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| Some((digit(pair[0])? << 4) | digit(*pair.get(1)?)?)).collect()
+    pairs
+        .map(|pair| Some((digit(pair[0])? << 4) | digit(*pair.get(1)?)?))
+        .collect()
 }
 
 #[cfg(test)]
@@ -191,7 +198,15 @@ mod tests {
 
     #[test]
     fn a_text_of_the_wrong_length_or_alphabet_is_refused() {
-        for text in ["", "e3", "zz", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64), "é"] {
+        for text in [
+            "",
+            "e3",
+            "zz",
+            &"0".repeat(63),
+            &"0".repeat(66),
+            &"g".repeat(64),
+            "é",
+        ] {
             assert!(text.parse::<Digest>().is_err(), "{text}");
         }
     }

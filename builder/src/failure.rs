@@ -37,7 +37,11 @@ impl Failure {
     /// A failure that ends the program with `code`. The message is lower case, without a full stop, and names
     /// the object.
     pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
-        Self { message: message.into(), code, hint: None }
+        Self {
+            message: message.into(),
+            code,
+            hint: None,
+        }
     }
 
     /// Adds what the user can do, with the command where there is one.
@@ -58,7 +62,9 @@ impl std::error::Error for Failure {}
 
 /// The exit code that the outermost [`Failure`] in the chain asks for.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    failures(error).next().map_or(ExitCode::Failed, |failure| failure.code)
+    failures(error)
+        .next()
+        .map_or(ExitCode::Failed, |failure| failure.code)
 }
 
 /// The hints of the chain, outermost first.
@@ -70,7 +76,9 @@ fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
     // A `Failure` attached with `.context(...)` is not itself a link of `chain()`, but `downcast_ref` finds it.
     let context = error.downcast_ref::<Failure>();
     let links = error.chain().filter_map(|link| link.downcast_ref::<Failure>());
-    context.into_iter().chain(links.filter(move |link| !context.is_some_and(|seen| std::ptr::eq(seen, *link))))
+    context
+        .into_iter()
+        .chain(links.filter(move |link| !context.is_some_and(|seen| std::ptr::eq(seen, *link))))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! [`store`] and [`tool`]. Only the [`commands`] see all stages.
 //! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer.
 
+pub mod archive;
 pub mod cli;
 pub mod commands;
 pub mod components;

@@ -1,9 +1,17 @@
 //! `images/<name>/image.lock`: every input of an image by name, version, size and digest. `kimage lock` writes it,
 //! `kimage build` only reads it.
 
+pub mod changes;
+mod drift;
+mod file;
+mod resolve;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+
+pub use file::{FILE_NAME, load, load_fresh, write};
+pub use resolve::{Pins, resolve};
 
 /// The lock of one image: all roles' packages and components. TOML, sorted, reviewable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,10 +19,11 @@ use crate::digest::Digest;
 pub struct Lock {
     /// Version of this format: 1.
     pub schema: u32,
-    /// Digest of all definition keys that resolution depends on: the lock is stale when it differs.
-    pub definition: Digest,
     /// The newest archive date, seconds since 1970: the time that every file of the image carries.
     pub epoch: u32,
+    /// What the definitions asked for when the lock was made: the base first, then the roles by name. The lock is
+    /// stale when they ask for something else now.
+    pub request: Vec<LockedRequest>,
     /// The archive states that packages came from, in the definition's order.
     pub suite: Vec<LockedSuite>,
     /// The base's packages and each role's additional ones, sorted by name.
@@ -27,12 +36,28 @@ pub struct Lock {
     pub toolchain: Vec<LockedToolchain>,
 }
 
+/// What one definition asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LockedRequest {
+    /// The role; absent for the base image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// Packages to install, sorted.
+    pub install: Vec<String>,
+    /// Packages to leave out, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leave_out: Vec<String>,
+}
+
 /// One suite's signed state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LockedSuite {
     /// `noble-updates`.
     pub name: String,
+    /// `main`, `universe`: what was searched.
+    pub components: Vec<String>,
     /// SHA-256 of its InRelease.
     pub inrelease: Digest,
     /// `Date` of the InRelease, RFC 3339 UTC.
@@ -107,6 +132,15 @@ pub struct LockedToolchain {
     pub version: String,
     /// Its module's `h1:` hash (`golang.org/toolchain`), as in go.sum.
     pub hash: String,
+}
+
+impl Lock {
+    /// The packages of an image with `role`, sorted by name: the base's and the role's.
+    pub fn packages_of<'a>(&'a self, role: &'a str) -> impl Iterator<Item = &'a LockedPackage> {
+        self.package
+            .iter()
+            .filter(move |package| package.base || package.roles.iter().any(|name| name == role))
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

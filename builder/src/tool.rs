@@ -60,7 +60,10 @@ impl Tool {
     /// The command line as a person would type it.
     pub fn line(&self) -> String {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
-        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        words
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// Runs to the end and returns what the child printed, whatever its exit status.
@@ -91,7 +94,12 @@ pub fn tail(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().collect();
     let start = lines.len().saturating_sub(TAIL_LINES);
-    lines[start..].iter().map(|line| format!("    {line}\n")).collect::<String>().trim_end().to_owned()
+    lines[start..]
+        .iter()
+        .map(|line| format!("    {line}\n"))
+        .collect::<String>()
+        .trim_end()
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -100,9 +108,15 @@ mod tests {
 
     #[test]
     fn a_failing_child_says_what_ran_and_why_it_failed() {
-        let error = Tool::new("/bin/sh").args(["-c", "echo too hot >&2; exit 3"]).run().unwrap_err();
+        let error = Tool::new("/bin/sh")
+            .args(["-c", "echo too hot >&2; exit 3"])
+            .run()
+            .unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("/bin/sh -c") && text.contains("exit status: 3") && text.contains("too hot"), "{text}");
+        assert!(
+            text.contains("/bin/sh -c") && text.contains("exit status: 3") && text.contains("too hot"),
+            "{text}"
+        );
     }
 
     #[test]

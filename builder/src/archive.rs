@@ -1,0 +1,9 @@
+//! Package archives as Debian and Ubuntu run them: signed releases, indexes, relations, and the solver over them.
+
+pub mod index;
+pub mod mirrors;
+pub mod relation;
+pub mod signed;
+pub mod solver;
+pub mod suites;
+pub mod version;

@@ -1,0 +1,230 @@
+//! Where an archive may be had: `--mirror`, the definition, or the host's own apt sources.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::definition::image::{Archive, Suite};
+use crate::failure::{ExitCode, Failure};
+
+/// Where apt keeps its sources.
+const APT_FOLDER: &str = "/etc/apt";
+
+/// Base URLs (what stands before `dists/` and `pool/`, without a final slash) of one suite, best first; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirrors(Vec<String>);
+
+impl Mirrors {
+    /// The URLs of `path` (`pool/main/...`, `dists/...`) on each mirror.
+    pub fn urls(&self, path: &str) -> Vec<String> {
+        self.0.iter().map(|base| format!("{base}/{path}")).collect()
+    }
+
+    /// The same mirrors and one more at the end: a snapshot that has what mirrors have dropped.
+    pub fn and(mut self, last: Option<String>) -> Self {
+        self.0.extend(last);
+        self
+    }
+}
+
+/// The mirrors of `suite`. URLs given with `--mirror` win over all others.
+///
+/// # Errors
+/// [`ExitCode::Fetch`] when nobody names one.
+pub fn of(archive: &Archive, suite: &Suite, given: &[String]) -> Result<Mirrors> {
+    find(archive, suite, given, Path::new(APT_FOLDER))
+}
+
+fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Result<Mirrors> {
+    let path = suite.path.as_deref().unwrap_or(&archive.path);
+    let fitting: Vec<String> = given
+        .iter()
+        .filter(|url| last_part(url) == path)
+        .cloned()
+        .collect();
+    let candidates = [
+        fitting,
+        // A mirror whose path does not tell what it mirrors is taken at its user's word.
+        given
+            .iter()
+            .filter(|url| !last_part(url).starts_with(path))
+            .cloned()
+            .collect(),
+        suite.mirrors.clone(),
+        archive.mirrors.clone(),
+        apt_sources(apt)
+            .into_iter()
+            .filter(|url| last_part(url) == path)
+            .collect(),
+    ];
+    let mut urls = candidates
+        .into_iter()
+        .find(|urls| !urls.is_empty())
+        .ok_or_else(|| {
+            let message = format!(
+                "no mirror for suite {}: the definition names none and apt's sources have no `{path}`",
+                suite.name
+            );
+            Failure::new(ExitCode::Fetch, message).hint(format!(
+                "name one with --mirror URL, where URL ends in `/{path}` and has `dists/{}` below it",
+                suite.name
+            ))
+        })?;
+    for url in &mut urls {
+        url.truncate(url.trim_end_matches('/').len());
+    }
+    urls.dedup();
+    Ok(Mirrors(urls))
+}
+
+fn last_part(url: &str) -> &str {
+    url.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+}
+
+/// Base URLs in apt's sources, in both of its formats (sources.list(5)). What can't be read is passed over: apt
+/// itself is not needed on the host.
+fn apt_sources(folder: &Path) -> Vec<String> {
+    let mut files = vec![folder.join("sources.list")];
+    let parts = std::fs::read_dir(folder.join("sources.list.d"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut parts: Vec<_> = parts.map(|entry| entry.path()).collect();
+    parts.sort();
+    files.extend(parts);
+    let mut urls = Vec::new();
+    for file in files {
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            continue;
+        };
+        if file.extension().is_some_and(|extension| extension == "sources") {
+            urls.extend(deb822_sources(&text));
+        } else if file.extension().is_some_and(|extension| extension == "list") {
+            urls.extend(text.lines().filter_map(one_line_source));
+        }
+    }
+    urls.retain(|url| {
+        ["http://", "https://", "file:/"]
+            .iter()
+            .any(|scheme| url.starts_with(scheme))
+    });
+    urls
+}
+
+/// `deb [options] URL suite component...`
+fn one_line_source(line: &str) -> Option<String> {
+    let rest = line.split('#').next()?.trim().strip_prefix("deb ")?.trim();
+    let rest = match rest.strip_prefix('[') {
+        Some(options) => options.split_once(']')?.1,
+        None => rest,
+    };
+    rest.split_whitespace().next().map(str::to_owned)
+}
+
+fn deb822_sources(text: &str) -> Vec<String> {
+    let text: String = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mut urls = Vec::new();
+    for stanza in text.split("\n\n") {
+        let value = |name: &str| {
+            let mut lines = stanza
+                .lines()
+                .skip_while(|line| !line.to_ascii_lowercase().starts_with(name));
+            let first = lines.next()?.split_once(':')?.1.to_owned();
+            let more = lines.take_while(|line| line.starts_with([' ', '\t']));
+            Some(more.fold(first, |value, line| value + line))
+        };
+        let enabled = value("enabled:").is_none_or(|value| value.trim() != "no");
+        let binary = value("types:").is_some_and(|value| value.split_whitespace().any(|kind| kind == "deb"));
+        if enabled && binary {
+            urls.extend(
+                value("uris:")
+                    .unwrap_or_default()
+                    .split_whitespace()
+                    .map(str::to_owned),
+            );
+        }
+    }
+    urls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(mirrors: &[&str]) -> Archive {
+        Archive {
+            architecture: "amd64".to_owned(),
+            mirrors: mirrors.iter().map(ToString::to_string).collect(),
+            path: "debian".to_owned(),
+            snapshot: None,
+            keys: vec![],
+            fingerprints: vec![],
+            suites: vec![],
+        }
+    }
+
+    fn suite(path: Option<&str>) -> Suite {
+        Suite {
+            name: "trixie".to_owned(),
+            components: vec![],
+            mirrors: vec![],
+            path: path.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn both_formats_of_apt_sources_are_read() {
+        let apt = tempfile::tempdir().unwrap();
+        std::fs::create_dir(apt.path().join("sources.list.d")).unwrap();
+        let list = "# deb http://no.example/debian x main\ndeb [arch=amd64 signed-by=/k] http://a.example/debian/ trixie main\ndeb-src http://s.example/debian x main\n";
+        std::fs::write(apt.path().join("sources.list"), list).unwrap();
+        let sources = "Types: deb\n# comment\nURIs: http://b.example/debian\n https://c.example/debian-security/\nSuites: trixie\n\nTypes: deb\nEnabled: no\nURIs: http://d.example/debian\n";
+        std::fs::write(apt.path().join("sources.list.d/debian.sources"), sources).unwrap();
+        let found = find(&archive(&[]), &suite(None), &[], apt.path()).unwrap();
+        assert_eq!(
+            found.urls("pool/x"),
+            ["http://a.example/debian/pool/x", "http://b.example/debian/pool/x"]
+        );
+        let security = find(&archive(&[]), &suite(Some("debian-security")), &[], apt.path()).unwrap();
+        assert_eq!(security.urls("x"), ["https://c.example/debian-security/x"]);
+    }
+
+    #[test]
+    fn a_given_mirror_wins_and_is_matched_by_its_path() {
+        let nowhere = Path::new("/nonexistent");
+        let given = [
+            "http://m.example/debian/".to_owned(),
+            "http://m.example/debian-security".to_owned(),
+        ];
+        let of = |path, given: &[String]| {
+            find(
+                &archive(&["http://d.example/debian"]),
+                &suite(path),
+                given,
+                nowhere,
+            )
+            .unwrap()
+        };
+        assert_eq!(of(None, &given).urls("x"), ["http://m.example/debian/x"]);
+        assert_eq!(
+            of(Some("debian-security"), &given).urls("x"),
+            ["http://m.example/debian-security/x"]
+        );
+        assert_eq!(
+            of(None, &["http://cache:3142/all".to_owned()]).urls("x"),
+            ["http://cache:3142/all/x"]
+        );
+        assert_eq!(of(None, &[]).urls("x"), ["http://d.example/debian/x"]);
+    }
+
+    #[test]
+    fn no_mirror_at_all_says_how_to_name_one() {
+        let error = find(&archive(&[]), &suite(None), &[], Path::new("/nonexistent")).unwrap_err();
+        assert_eq!(crate::failure::exit_code(&error), ExitCode::Fetch);
+        assert!(crate::failure::hints(&error).any(|hint| hint.contains("--mirror")));
+    }
+}

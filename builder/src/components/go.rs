@@ -1,0 +1,358 @@
+//! Builds Go programs from committed `go.mod` and `go.sum`: static, without cgo, with the same bytes on every host.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::go_toolchain::GoToolchain;
+use super::{Access, GoModule, go_proxy, licence, overlay, watch};
+use crate::definition::Component;
+use crate::definition::component::{FILE_NAME, Go, GoBinary, files_below};
+use crate::failure::{ExitCode, Failure};
+use crate::inputs::Network;
+use crate::progress::{Progress, Task};
+use crate::store::Store;
+use crate::tool::{Tool, tail};
+
+/// Environment that the download step needs to reach a proxy from behind a firewall.
+const NETWORK_VARIABLES: &[&str] = &[
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GOINSECURE",
+    "PATH",
+];
+
+/// One component's Go module, copied where `go` may work on it.
+pub(super) struct Workspace<'a> {
+    go: &'a Go,
+    component: &'a Component,
+    toolchain: &'a GoToolchain,
+    scratch: tempfile::TempDir,
+    modules: PathBuf,
+    objects: PathBuf,
+}
+
+impl<'a> Workspace<'a> {
+    /// Copies the module of `component` into a scratch folder.
+    pub(super) fn new(
+        component: &'a Component,
+        go: &'a Go,
+        toolchain: &'a GoToolchain,
+        store: &Store,
+    ) -> Result<Self> {
+        let scratch = store.scratch()?;
+        let (modules, objects) = (store.cache("go-mod")?, store.cache("go-build")?);
+        let workspace = Self {
+            go,
+            component,
+            toolchain,
+            scratch,
+            modules,
+            objects,
+        };
+        let source = component.module_folder();
+        for path in files_below(&source)?
+            .iter()
+            .filter(|path| *path != Path::new(FILE_NAME))
+        {
+            let target = workspace.folder().join(path);
+            if let Some(parent) = target.parent() {
+                std::fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+            }
+            std::fs::copy(source.join(path), &target)
+                .with_context(|| format!("copy to {}", target.display()))?;
+        }
+        for name in ["home", "tmp"] {
+            let path = workspace.scratch.path().join(name);
+            std::fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        Ok(workspace)
+    }
+
+    /// The module's copy.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.scratch.path().join("module")
+    }
+
+    /// Fetches every module that the programs need and replaces the overlaid packages. Returns the packages'
+    /// number and the modules.
+    pub(super) fn resolve(&self, access: &Access, progress: &Progress) -> Result<Resolved> {
+        let task = progress.task(&format!("fetch modules of {}", self.component.name), None);
+        let proxy = match access.network {
+            Network::Offline => "off".to_owned(),
+            Network::Online => go_proxy::find(access.go_proxy.as_deref())?,
+        };
+        for entry in &self.go.overlay {
+            let folder = self.module(&entry.module, &proxy, &task)?;
+            overlay::apply(entry, &folder.dir, &folder.version, &self.folder())?;
+        }
+        let mut list =
+            self.tool(&proxy)
+                .inherit(NETWORK_VARIABLES)
+                .args(["list", "-deps", "-json=ImportPath,Module"]);
+        list = list
+            .args(self.tags())
+            .args(self.go.binary.iter().map(|binary| &binary.package));
+        let finished = watch::run(list, &task, downloading)?;
+        if !finished.status.success() {
+            return Err(self.explain("fetch the modules", &finished.stderr));
+        }
+        task.done();
+        Resolved::parse(&finished.stdout)
+    }
+
+    /// One module's folder in the module cache.
+    fn module(&self, path: &str, proxy: &str, task: &Task) -> Result<Downloaded> {
+        let list =
+            self.tool(proxy)
+                .inherit(NETWORK_VARIABLES)
+                .args(["list", "-m", "-f", "{{.Version}}", path]);
+        let finished = watch::run(list, task, downloading)?;
+        if !finished.status.success() {
+            return Err(self.explain(&format!("find module {path}"), &finished.stderr));
+        }
+        let version = String::from_utf8_lossy(&finished.stdout).trim().to_owned();
+        let name = format!("{path}@{version}");
+        // `go mod download` with a version checks the zip against go.sum.
+        let download = self
+            .tool(proxy)
+            .inherit(NETWORK_VARIABLES)
+            .args(["mod", "download", "-json", &name]);
+        let finished = watch::run(download, task, downloading)?;
+        if !finished.status.success() {
+            let both = format!("{}{}", finished.stderr, String::from_utf8_lossy(&finished.stdout));
+            return Err(self.explain(&format!("fetch {name}"), &both));
+        }
+        serde_json::from_slice(&finished.stdout).with_context(|| format!("read what go says of {name}"))
+    }
+
+    /// Builds one program into `out`.
+    pub(super) fn build(&self, binary: &GoBinary, out: &Path, task: &Task) -> Result<()> {
+        let ldflags = self.component.manifest.expand(&self.go.ldflags.join(" "));
+        let build = self.tool("off").args(["build", "-v"]).args(self.tags());
+        let build = build
+            .args(["-ldflags", &ldflags, "-o"])
+            .arg(out)
+            .arg(&binary.package);
+        let finished = watch::run(build, task, |line| {
+            // `go build -v` prints each package that it compiles; the program's own comes last.
+            let package = !line.is_empty() && !line.contains([' ', '#', ':']);
+            package.then(|| {
+                task.advance(1);
+                line.to_owned()
+            })
+        })?;
+        if !finished.status.success() {
+            return Err(self.explain(&format!("build {}", binary.package), &finished.stderr));
+        }
+        Ok(())
+    }
+
+    /// The modules that are linked into `program`, as its own build information says.
+    pub(super) fn linked_modules(&self, program: &Path) -> Result<Vec<GoModule>> {
+        let bytes = self
+            .tool("off")
+            .args(["version", "-m", "-json"])
+            .arg(program)
+            .run()?;
+        let info: BuildInfo = serde_json::from_slice(&bytes)
+            .with_context(|| format!("read the modules of {}", program.display()))?;
+        let modules = info.deps.into_iter().map(|module| {
+            let folder = self
+                .modules
+                .join(format!("{}@{}", escape(&module.path), escape(&module.version)));
+            GoModule {
+                licence: licence::of_folder(&folder),
+                changed: module.replace.is_some(),
+                path: module.path,
+                version: module.version,
+                sum: module.sum,
+            }
+        });
+        Ok(modules.collect())
+    }
+
+    fn tags(&self) -> Vec<String> {
+        if self.go.tags.is_empty() {
+            Vec::new()
+        } else {
+            vec!["-tags".into(), self.go.tags.join(",")]
+        }
+    }
+
+    /// `go` with an environment in which only the committed files decide.
+    fn tool(&self, proxy: &str) -> Tool {
+        let scratch = self.scratch.path();
+        Tool::new(&self.toolchain.go)
+            .directory(&self.folder())
+            .env("HOME", scratch.join("home"))
+            .env("GOPATH", scratch.join("home/go"))
+            .env("TMPDIR", scratch.join("tmp"))
+            .env("GOMODCACHE", &self.modules)
+            .env("GOCACHE", &self.objects)
+            .env("GOENV", "off")
+            .env("GOWORK", "off")
+            .env("GOTOOLCHAIN", "local")
+            .env("GOOS", "linux")
+            .env("GOARCH", "amd64")
+            .env("GOAMD64", "v1")
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "-mod=readonly -trimpath -buildvcs=false -modcacherw")
+            .env("GOPROXY", proxy)
+            // go.sum is the truth; the checksum database could only repeat it.
+            .env("GOSUMDB", "off")
+    }
+
+    /// go's words with the exit code they deserve.
+    fn explain(&self, what: &str, stderr: &str) -> anyhow::Error {
+        let message = format!("{what}: go says\n{}", tail(stderr.as_bytes()));
+        let says = |phrases: &[&str]| phrases.iter().any(|phrase| stderr.contains(phrase));
+        let module = self.component.module_folder();
+        let failure = if says(&["checksum mismatch", "SECURITY ERROR"]) {
+            Failure::new(ExitCode::Mismatch, message)
+                .hint("the module proxy or the module cache holds other bytes than go.sum pins")
+        } else if says(&["disabled by GOPROXY=off"]) {
+            Failure::new(ExitCode::Fetch, message)
+                .hint("run once online, or unpack a `kimage vendor` file into the store")
+        } else if says(&[
+            "missing go.sum entry",
+            "updates to go.mod needed",
+            "no required module provides",
+        ]) {
+            Failure::new(ExitCode::Failed, message).hint(format!("run `go mod tidy` in {}", module.display()))
+        } else if says(&[
+            "dial ",
+            "server response",
+            ": reading ",
+            "unrecognized import path",
+            "TLS",
+            "timeout",
+        ]) {
+            Failure::new(ExitCode::Fetch, message).hint("check the network, or set GOPROXY=https://...")
+        } else {
+            Failure::new(ExitCode::Failed, message)
+        };
+        failure.into()
+    }
+}
+
+/// What `go list -deps` found.
+pub(super) struct Resolved {
+    /// Number of packages, the standard library's included.
+    pub(super) packages: u64,
+    /// Path and version of every module that a package comes from, sorted, without the main module.
+    pub(super) modules: Vec<(String, String)>,
+}
+
+impl Resolved {
+    fn parse(json: &[u8]) -> Result<Self> {
+        let mut packages = 0;
+        let mut modules = std::collections::BTreeSet::new();
+        for package in serde_json::Deserializer::from_slice(json).into_iter::<ListedPackage>() {
+            let package = package.context("read the list of packages")?;
+            packages += 1;
+            if let Some(ListedModule {
+                path,
+                version: Some(version),
+            }) = package.module
+            {
+                modules.insert((path, version));
+            }
+        }
+        Ok(Self {
+            packages,
+            modules: modules.into_iter().collect(),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedPackage {
+    module: Option<ListedModule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedModule {
+    path: String,
+    version: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Downloaded {
+    version: String,
+    dir: PathBuf,
+}
+
+/// `debug/buildinfo` as `go version -m -json` prints it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct BuildInfo {
+    #[serde(default)]
+    deps: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Dependency {
+    path: String,
+    version: String,
+    #[serde(default)]
+    sum: String,
+    replace: Option<Box<Dependency>>,
+}
+
+/// `go: downloading path v1` as a message.
+fn downloading(line: &str) -> Option<String> {
+    line.strip_prefix("go: downloading ").map(str::to_owned)
+}
+
+/// A module path or version as the module cache spells it: `!a` for `A`, for file systems that don't tell them apart
+/// (`golang.org/x/mod/module`, function `EscapePath`).
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii_uppercase() {
+            escaped.push('!');
+        }
+        escaped.push(c.to_ascii_lowercase());
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capital_letters_are_escaped_like_the_module_cache_does() {
+        assert_eq!(
+            escape("github.com/Azure/go-ansiterm"),
+            "github.com/!azure/go-ansiterm"
+        );
+    }
+
+    #[test]
+    fn packages_and_their_modules_are_counted() {
+        let json = br#"{"ImportPath":"fmt"}
+            {"ImportPath":"a/b","Module":{"Path":"a","Version":"v1"}}
+            {"ImportPath":"a/c","Module":{"Path":"a","Version":"v1"}}
+            {"ImportPath":"own","Module":{"Path":"own","Main":true}}"#;
+        let resolved = Resolved::parse(json).unwrap();
+        assert_eq!(
+            (resolved.packages, resolved.modules),
+            (4, vec![("a".into(), "v1".into())])
+        );
+        assert!(Resolved::parse(b"{\"ImportPath\":").is_err());
+    }
+}

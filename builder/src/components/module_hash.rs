@@ -1,0 +1,114 @@
+//! Go's `h1:` hash of a module: what go.sum and the checksum database pin. It covers names and content, not how the
+//! zip was packed, so any proxy's zip gives the same hash.
+//!
+//! Format: `golang.org/x/mod/sumdb/dirhash`, function `Hash1`.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use zip::ZipArchive;
+
+use crate::digest::{Digest, Hasher};
+
+/// Most files a module zip may hold (Go's toolchain has about 15 000).
+const MOST_FILES: usize = 200_000;
+/// Most bytes a module zip may unpack to (Go's own limit is 500 MB for modules; its toolchain has about 250 MB).
+const MOST_BYTES: u64 = 2 << 30;
+
+/// The `h1:` hash of the module zip at `path`.
+///
+/// # Errors
+/// When the file is no zip, is damaged, or is larger than any module.
+pub(super) fn of_zip(path: &Path) -> Result<String> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let mut archive = ZipArchive::new(file).with_context(|| format!("read {} as zip", path.display()))?;
+    if archive.len() > MOST_FILES {
+        bail!(
+            "{} holds {} files, more than any module",
+            path.display(),
+            archive.len()
+        );
+    }
+    let mut left = MOST_BYTES;
+    let mut files = Vec::with_capacity(archive.len());
+    for index in 0..archive.len() {
+        let mut entry = archive
+            .by_index(index)
+            .with_context(|| format!("read {}", path.display()))?;
+        if entry.is_dir() {
+            continue;
+        }
+        let name = entry
+            .name()
+            .with_context(|| format!("read {}", path.display()))?
+            .into_owned();
+        let (digest, length) = Digest::of_reader((&mut entry).take(left + 1))
+            .with_context(|| format!("read `{name}` of {}", path.display()))?;
+        left = left
+            .checked_sub(length)
+            .with_context(|| format!("{} unpacks to over {MOST_BYTES} bytes", path.display()))?;
+        files.push((name, digest));
+    }
+    of_files(files)
+}
+
+/// The `h1:` hash of files by name.
+fn of_files(mut files: Vec<(String, Digest)>) -> Result<String> {
+    files.sort();
+    let mut hasher = Hasher::new();
+    for (name, digest) in &files {
+        if name.contains('\n') {
+            bail!("a file name holds a line break");
+        }
+        hasher.update(format!("{digest}  {name}\n").as_bytes());
+    }
+    Ok(format!("h1:{}", base64(hasher.finish().as_bytes())))
+}
+
+/// Standard base64 with padding.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
+        let group = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for position in 0..4 {
+            if position > chunk.len() {
+                text.push('=');
+            } else {
+                text.push(char::from(ALPHABET[(group >> (18 - 6 * position) & 63) as usize]));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_the_one_of_rfc_4648() {
+        for (plain, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn the_hash_is_the_one_that_go_computes() {
+        // From dirhash_test.go: files "xyz" and "abc" with the content "data for xyz" and so on.
+        let file = |name: &str| (name.to_owned(), Digest::of(format!("data for {name}").as_bytes()));
+        let lines = format!("{}  abc\n{}  xyz\n", file("abc").1, file("xyz").1);
+        let expected = format!("h1:{}", base64(Digest::of(lines.as_bytes()).as_bytes()));
+        assert_eq!(of_files(vec![file("xyz"), file("abc")]).unwrap(), expected);
+        assert!(of_files(vec![file("a\nb")]).is_err());
+    }
+}

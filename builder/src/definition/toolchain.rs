@@ -1,0 +1,71 @@
+//! `images/components/toolchain.toml`: the compilers that build components, pinned so that every host gives the
+//! same bytes.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::failure::{ExitCode, Failure};
+
+/// The name of the file, beside the components' folders.
+pub const FILE_NAME: &str = "toolchain.toml";
+
+/// The pinned compilers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Toolchains {
+    /// Version of this format: 1.
+    pub schema: u32,
+    /// Go.
+    pub go: Pin,
+    /// Rust.
+    pub rust: Pin,
+}
+
+/// One compiler.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Pin {
+    /// Go: as `go version` prints it (`go1.26.8`). Rust: the release (`1.95.0`).
+    pub version: String,
+    /// Go: the `h1:` hash of the module `golang.org/toolchain` for linux-amd64. Rust: the commit that
+    /// `rustc -vV` prints.
+    pub hash: String,
+}
+
+impl Toolchains {
+    /// Reads the pins of `folder` (`images/components`).
+    ///
+    /// # Errors
+    /// [`ExitCode::Usage`] with file and line.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let file = folder.join(FILE_NAME);
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| Failure::new(ExitCode::Usage, format!("read {}", file.display())))?;
+        let pins: Self = toml::from_str(&text).map_err(|error| located(&error, &text, &file))?;
+        let version_number = pins.go.version.strip_prefix("go1.").unwrap_or_default();
+        let valid =
+            !version_number.is_empty() && version_number.chars().all(|c| c.is_ascii_digit() || c == '.');
+        if pins.schema != 1 || !valid || !pins.go.hash.starts_with("h1:") {
+            let what = "schema must be 1, go.version like `go1.26.8`, go.hash like `h1:...`";
+            return Err(Failure::new(ExitCode::Usage, format!("{}: {what}", file.display())).into());
+        }
+        Ok(pins)
+    }
+}
+
+/// A TOML error as `file:line: what`, with exit code [`ExitCode::Usage`].
+pub(super) fn located(error: &toml::de::Error, text: &str, file: &Path) -> anyhow::Error {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text.as_bytes()[..start]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1;
+    Failure::new(
+        ExitCode::Usage,
+        format!("{}:{line}: {}", file.display(), error.message()),
+    )
+    .into()
+}

@@ -1,0 +1,257 @@
+//! From what the definitions ask for to exact packages, components and toolchains.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::{
+    Lock, LockedComponent, LockedDownload, LockedPackage, LockedRequest, LockedSuite, LockedToolchain,
+};
+use crate::archive::index::Package;
+use crate::archive::solver::{Problems, Universe, solve};
+use crate::archive::suites::Snapshot;
+use crate::definition::component::Source;
+use crate::definition::{Component, Image, Role, Toolchains};
+use crate::failure::{ExitCode, Failure};
+
+/// Version of the format.
+pub(super) const SCHEMA: u32 = 1;
+
+/// Whether packages may move to other versions than those of the old lock.
+pub enum Pins<'a> {
+    /// Take the newest of everything.
+    Newest,
+    /// Keep the old lock's versions where the archive still has them.
+    Keep(&'a Lock),
+}
+
+/// Everything that a lock of `image` is about.
+pub(super) struct Wanted {
+    pub(super) requests: Vec<LockedRequest>,
+    pub(super) components: Vec<LockedComponent>,
+    pub(super) toolchains: Vec<LockedToolchain>,
+}
+
+impl Wanted {
+    /// What the definitions ask for. `components` are all that any role of the image names.
+    pub(super) fn new(
+        image: &Image,
+        roles: &[Role],
+        components: &[Component],
+        toolchains: Option<&Toolchains>,
+    ) -> Result<Self> {
+        let mut requests = vec![request(None, [&image.manifest.packages].into_iter())];
+        let mut roles: Vec<_> = roles.iter().collect();
+        roles.sort_by(|a, b| a.name.cmp(&b.name));
+        for role in roles {
+            let here = role.manifest.on.get(&image.name).map(|on| &on.packages);
+            requests.push(request(
+                Some(&role.name),
+                std::iter::once(&role.manifest.packages).chain(here),
+            ));
+        }
+        let mut locked = Vec::new();
+        for component in components {
+            let source = component
+                .source_digest()
+                .with_context(|| format!("component {}", component.name))?;
+            let (name, version) = (component.name.clone(), component.manifest.version.clone());
+            locked.push(LockedComponent {
+                name,
+                version,
+                source,
+                download: downloads(component),
+            });
+        }
+        locked.sort_by(|a, b| a.name.cmp(&b.name));
+        locked.dedup_by(|a, b| a.name == b.name);
+        let pin = |name: &str, pin: &crate::definition::toolchain::Pin| LockedToolchain {
+            name: name.to_owned(),
+            version: pin.version.clone(),
+            hash: pin.hash.clone(),
+        };
+        let pins = toolchains.map(|pins| vec![pin("go", &pins.go), pin("rust", &pins.rust)]);
+        Ok(Self {
+            requests,
+            components: locked,
+            toolchains: pins.unwrap_or_default(),
+        })
+    }
+}
+
+fn request<'a>(
+    role: Option<&str>,
+    parts: impl Iterator<Item = &'a crate::definition::image::Packages> + Clone,
+) -> LockedRequest {
+    let install: BTreeSet<String> = parts
+        .clone()
+        .flat_map(|part| part.install.iter().cloned())
+        .collect();
+    let leave_out: BTreeSet<String> = parts
+        .flat_map(|part| &part.leave_out)
+        .filter_map(|leave_out| leave_out.package.clone())
+        .collect();
+    LockedRequest {
+        role: role.map(str::to_owned),
+        install: install.into_iter().collect(),
+        leave_out: leave_out.into_iter().collect(),
+    }
+}
+
+/// Chooses every package of the image and all its roles from what the archive has now.
+pub fn resolve(
+    image: &Image,
+    roles: &[Role],
+    components: &[Component],
+    toolchains: Option<&Toolchains>,
+    snapshot: &Snapshot,
+    pins: &Pins<'_>,
+) -> Result<Lock> {
+    let wanted = Wanted::new(image, roles, components, toolchains)?;
+    let pinned: BTreeMap<String, String> = match pins {
+        Pins::Newest => BTreeMap::new(),
+        Pins::Keep(old) => old
+            .package
+            .iter()
+            .map(|package| (package.name.clone(), package.version.clone()))
+            .collect(),
+    };
+    let universe = Universe::new(snapshot.packages.clone(), &pinned);
+    let packages = choose(&universe, &wanted.requests).map_err(|error| {
+        Failure::new(
+            ExitCode::Usage,
+            format!("{}/image.toml and roles: {error:#}", image.folder.display()),
+        )
+    })?;
+    let suites = snapshot.suites.iter().zip(&image.manifest.archive.suites);
+    let suite = suites
+        .map(|(state, suite)| LockedSuite {
+            name: state.name.clone(),
+            components: suite.components.clone(),
+            inrelease: state.inrelease,
+            date: state.release.date.to_string(),
+            signer: state.release.signer.clone(),
+        })
+        .collect();
+    let newest = snapshot
+        .suites
+        .iter()
+        .map(|state| state.release.date.as_second())
+        .max()
+        .context("no suites")?;
+    Ok(Lock {
+        schema: SCHEMA,
+        epoch: u32::try_from(newest).context("the archive's date is after 2106")?,
+        request: wanted.requests,
+        suite,
+        package: packages
+            .into_values()
+            .map(|chosen| chosen.locked(snapshot))
+            .collect(),
+        component: wanted.components,
+        toolchain: wanted.toolchains,
+    })
+}
+
+/// A package and who needs it.
+struct Chosen {
+    package: Arc<Package>,
+    base: bool,
+    roles: Vec<String>,
+}
+
+impl Chosen {
+    fn locked(self, snapshot: &Snapshot) -> LockedPackage {
+        LockedPackage {
+            name: self.package.name.clone(),
+            version: self.package.version.clone(),
+            architecture: self.package.architecture.clone(),
+            source: self
+                .package
+                .source
+                .clone()
+                .filter(|source| *source != self.package.name),
+            suite: snapshot.suites[self.package.suite].name.clone(),
+            path: self.package.path.clone(),
+            size: self.package.size,
+            sha256: self.package.sha256,
+            base: self.base,
+            roles: self.roles,
+        }
+    }
+}
+
+/// Solves for the base, then for each role with the whole base required, so that roles only ever add to it.
+fn choose(universe: &Universe, requests: &[LockedRequest]) -> Result<BTreeMap<String, Chosen>> {
+    let mut chosen: BTreeMap<String, Chosen> = BTreeMap::new();
+    let mut base: BTreeSet<String> = BTreeSet::new();
+    let mut base_left_out: BTreeSet<String> = BTreeSet::new();
+    for request in requests {
+        let mut install: BTreeSet<String> = request.install.iter().cloned().collect();
+        let mut left_out: BTreeSet<String> = request.leave_out.iter().cloned().collect();
+        left_out.extend(base_left_out.iter().cloned());
+        if request.role.is_some() {
+            install.extend(base.iter().cloned());
+        } else {
+            install.extend(
+                universe
+                    .essential()
+                    .filter(|name| !left_out.contains(*name))
+                    .map(str::to_owned),
+            );
+            base_left_out.clone_from(&left_out);
+        }
+        let who = request
+            .role
+            .as_ref()
+            .map_or("base".to_owned(), |role| format!("role {role}"));
+        let found = solve(
+            universe,
+            &Problems {
+                install: &install,
+                left_out: &left_out,
+            },
+        )
+        .context(who)?;
+        match &request.role {
+            None => {
+                base = found.iter().map(|package| package.name.clone()).collect();
+                chosen.extend(found.into_iter().map(|package| {
+                    (
+                        package.name.clone(),
+                        Chosen {
+                            package,
+                            base: true,
+                            roles: Vec::new(),
+                        },
+                    )
+                }));
+            }
+            Some(role) => {
+                for package in found.into_iter().filter(|package| !base.contains(&package.name)) {
+                    let name = package.name.clone();
+                    let entry = chosen.entry(name).or_insert(Chosen {
+                        package,
+                        base: false,
+                        roles: Vec::new(),
+                    });
+                    entry.roles.push(role.clone());
+                }
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// What a component fetches besides Go modules and the layers of registries, which name themselves by digest.
+fn downloads(component: &Component) -> Vec<LockedDownload> {
+    let Source::Release(release) = &component.manifest.source else {
+        return Vec::new();
+    };
+    vec![LockedDownload {
+        url: component.manifest.expand(&release.url),
+        size: release.size,
+        sha256: release.sha256,
+    }]
+}

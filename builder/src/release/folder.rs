@@ -1,0 +1,208 @@
+//! The output folder: written beside, then put in place in one step, so that a reader sees the old release or the
+//! new one and a killed build leaves nothing that looks finished.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+
+use super::names;
+use crate::failure::{ExitCode, Failure};
+
+/// Names that a release folder may hold besides [`names`]: the disk formats.
+const DISKS: &str = "disk.";
+
+/// A release folder in the making. Dropped without [`Staging::publish`], it removes itself.
+pub struct Staging {
+    temporary: PathBuf,
+    place: PathBuf,
+    /// Held as long as this process writes: the kernel drops it when the process dies.
+    _lock: File,
+    published: bool,
+}
+
+impl Staging {
+    /// Begins the release `name` in `output`, which is created where absent.
+    pub fn begin(output: &Path, name: &str) -> Result<Self> {
+        let shown = output.display();
+        std::fs::create_dir_all(output).map_err(|error| unwritable(output, &error))?;
+        let place = output.join(name);
+        refuse_foreign_content(&place)?;
+        let temporary = output.join(format!(".{name}.kimage"));
+        match std::fs::create_dir(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(unwritable(output, &error));
+            }
+            _ => {}
+        }
+        let lock = File::open(&temporary).with_context(|| format!("open {}", temporary.display()))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("another kimage is building {name} in {shown}: wait for it or choose another --output");
+        }
+        let staging = Self {
+            temporary,
+            place,
+            _lock: lock,
+            published: false,
+        };
+        staging.empty()?;
+        Ok(staging)
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Puts the folder in place of the old one, durably.
+    pub fn publish(mut self) -> Result<PathBuf> {
+        for entry in std::fs::read_dir(&self.temporary)? {
+            let path = entry?.path();
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .with_context(|| format!("sync {}", path.display()))?;
+        }
+        File::open(&self.temporary)?.sync_all()?;
+        let context = || format!("put {} in place", self.place.display());
+        if self.place.exists() {
+            renameat_with(CWD, &self.temporary, CWD, &self.place, RenameFlags::EXCHANGE)
+                .with_context(context)?;
+            std::fs::remove_dir_all(&self.temporary)
+                .with_context(|| format!("remove {}", self.temporary.display()))?;
+        } else {
+            std::fs::rename(&self.temporary, &self.place).with_context(context)?;
+        }
+        if let Some(output) = self.place.parent() {
+            File::open(output)?.sync_all()?;
+        }
+        self.published = true;
+        Ok(self.place.clone())
+    }
+
+    /// Removes what a killed run left.
+    fn empty(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.temporary)? {
+            let path = entry?.path();
+            std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nothing can be done about a failure here, and the next build removes the folder anyway.
+            drop(std::fs::remove_dir_all(&self.temporary));
+        }
+    }
+}
+
+fn unwritable(output: &Path, error: &io::Error) -> anyhow::Error {
+    Failure::new(
+        ExitCode::Failed,
+        format!("write to output folder {}: {error}", output.display()),
+    )
+    .hint("choose a folder that you may write to with --output")
+    .into()
+}
+
+/// A folder that holds anything but a release is not ours to replace.
+fn refuse_foreign_content(place: &Path) -> Result<()> {
+    let known = [
+        names::MANIFEST,
+        names::MANIFEST_SIGNATURE,
+        names::SPDX,
+        names::CYCLONEDX,
+        names::PROVENANCE,
+        names::UKI,
+        names::OVMF_VARS,
+        names::RELEASE_KEY,
+        names::DATABASE_CERTIFICATE,
+        names::CHECKSUMS,
+    ];
+    let entries = match std::fs::read_dir(place) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", place.display())),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if !known.contains(&text.as_ref()) && !text.starts_with(DISKS) {
+            let message = format!(
+                "{} holds `{text}`, which is no part of a release",
+                place.display()
+            );
+            let hint = "kimage replaces the whole folder: move your file away or choose another --output";
+            return Err(Failure::new(ExitCode::Failed, message).hint(hint).into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_release_appears_whole_and_replaces_the_old_one_whole() {
+        let output = tempfile::tempdir().unwrap();
+        for (file, gone) in [("disk.raw", "disk.qcow2"), ("disk.qcow2", "disk.raw")] {
+            let staging = Staging::begin(output.path(), "worker").unwrap();
+            std::fs::write(staging.path().join(file), file).unwrap();
+            assert!(!output.path().join("worker").join(file).exists());
+            let place = staging.publish().unwrap();
+            assert!(place.join(file).exists() && !place.join(gone).exists());
+        }
+        assert_eq!(names_in(output.path()), ["worker"]);
+    }
+
+    #[test]
+    fn an_abandoned_release_leaves_nothing() {
+        let output = tempfile::tempdir().unwrap();
+        let staging = Staging::begin(output.path(), "etcd").unwrap();
+        std::fs::write(staging.path().join("disk.raw"), b"half").unwrap();
+        drop(staging);
+        assert!(names_in(output.path()).is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_build_left_is_taken_over() {
+        let output = tempfile::tempdir().unwrap();
+        std::fs::create_dir(output.path().join(".etcd.kimage")).unwrap();
+        std::fs::write(output.path().join(".etcd.kimage/disk.raw"), b"half").unwrap();
+        let staging = Staging::begin(output.path(), "etcd").unwrap();
+        assert!(names_in(staging.path()).is_empty());
+    }
+
+    #[test]
+    fn two_builds_of_one_role_into_one_folder_do_not_mix() {
+        let output = tempfile::tempdir().unwrap();
+        let _first = Staging::begin(output.path(), "etcd").unwrap();
+        let error = Staging::begin(output.path(), "etcd").err().unwrap();
+        assert!(error.to_string().contains("another kimage"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_with_other_content_is_left_alone() {
+        let output = tempfile::tempdir().unwrap();
+        let place = output.path().join("etcd");
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("thesis.tex"), b"years of work").unwrap();
+        let error = Staging::begin(output.path(), "etcd").err().unwrap();
+        assert!(error.to_string().contains("thesis.tex"), "{error}");
+        assert!(place.join("thesis.tex").exists());
+    }
+}

@@ -1,0 +1,271 @@
+//! The release documents against checkers that others wrote: the SPDX and CycloneDX projects' own Python libraries
+//! and OpenSSL. `qemu-tests/run-all` installs them into `target/oracles`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kimage_builder::digest::Digest;
+use kimage_builder::release::bill::{Bill, ComponentEntry, GoModule, Package};
+use kimage_builder::release::manifest::{Component, FileRecord, Kernel, Keys, Manifest, Partition, Root};
+use kimage_builder::release::{self, names};
+use kimage_builder::sign::{Identity, Purpose, Signer};
+use ring::signature::{Ed25519KeyPair, KeyPair};
+
+struct ReleaseKey {
+    pair: Ed25519KeyPair,
+    identity: Identity,
+}
+
+impl ReleaseKey {
+    fn new(seed: [u8; 32]) -> Self {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&seed).unwrap();
+        let release = pair.public_key().as_ref().try_into().unwrap();
+        let (platform_key, key_exchange_key, database) = (vec![], vec![], vec![]);
+        Self {
+            pair,
+            identity: Identity {
+                platform_key,
+                key_exchange_key,
+                database,
+                release,
+                development: true,
+            },
+        }
+    }
+}
+
+impl Signer for ReleaseKey {
+    fn sign(&self, purpose: Purpose, message: &[u8]) -> anyhow::Result<Vec<u8>> {
+        anyhow::ensure!(purpose == Purpose::Release, "this key signs releases only");
+        Ok(self.pair.sign(message).as_ref().to_vec())
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+fn manifest() -> Manifest {
+    let digest = Digest::of(b"sample");
+    Manifest {
+        schema: Manifest::SCHEMA,
+        kimage: "0.1.0".to_owned(),
+        image: "ubuntu-24.04".to_owned(),
+        role: "worker".to_owned(),
+        version: "20261120-0123abcd".to_owned(),
+        architecture: "amd64".to_owned(),
+        epoch: 1_795_161_600,
+        lock: digest,
+        keys: Keys {
+            development: true,
+            platform_key: digest,
+            key_exchange_key: digest,
+            database: digest,
+            release: digest,
+        },
+        root: Root {
+            hash: digest,
+            salt: digest,
+            size: 4096,
+            sha256: digest,
+            entries: 3,
+        },
+        kernel: Kernel {
+            version: "6.8.0-149-generic".to_owned(),
+            command_line: "console=ttyS0".to_owned(),
+            authenticode: digest,
+            pcr11_sha256: digest,
+        },
+        partitions: vec![Partition {
+            name: "esp".to_owned(),
+            type_uuid: "c12a7328-f81f-11d2-ba4b-00a0c93ec93b".to_owned(),
+            uuid: "00000000-0000-4000-8000-000000000001".to_owned(),
+            offset: 1 << 20,
+            size: 256 << 20,
+            sha256: digest,
+        }],
+        components: vec![Component {
+            name: "etcd".to_owned(),
+            version: "v3.6.14".to_owned(),
+        }],
+        packages: 2,
+        debug: vec![],
+        files: vec![FileRecord::of_bytes("disk.raw", b"not a disk")],
+    }
+}
+
+fn bill() -> Bill {
+    let package = |name: &str, version: &str| Package {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        architecture: "amd64".to_owned(),
+        source: None,
+        path: format!("pool/main/{name}_{version}_amd64.deb"),
+        sha256: Digest::of(name.as_bytes()),
+    };
+    let module = |path: &str| GoModule {
+        path: path.to_owned(),
+        version: "v1.2.3+incompatible".to_owned(),
+        sum: "h1:AAAA".to_owned(),
+    };
+    Bill {
+        distribution: "ubuntu".to_owned(),
+        distribution_version: "24.04".to_owned(),
+        packages: vec![
+            package("libstdc++6", "14.2.0-4ubuntu2~24.04"),
+            package("tzdata", "2:2026a-0~1"),
+        ],
+        components: vec![ComponentEntry {
+            name: "etcd".to_owned(),
+            version: "v3.6.14".to_owned(),
+            source: Digest::of(b"etcd"),
+            go_modules: vec![
+                module("go.etcd.io/etcd/server/v3"),
+                module("github.com/Azure/go-ansiterm"),
+            ],
+            files: vec![("/usr/bin/etcd".to_owned(), Digest::of(b"binary"))],
+        }],
+    }
+}
+
+fn written(folder: &Path) -> (Manifest, ReleaseKey) {
+    let key = ReleaseKey::new([7; 32]);
+    (release::write(folder, manifest(), &bill(), &key).unwrap(), key)
+}
+
+/// The Python of `target/oracles`; the test says how to get it when it is absent.
+fn oracle_python() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let python = workspace.join("target/oracles/bin/python");
+    assert!(
+        python.exists(),
+        "{} is absent: run `qemu-tests/run-all fast` once",
+        python.display()
+    );
+    python
+}
+
+#[expect(clippy::disallowed_methods, reason = "oracles are other people's programs")]
+fn succeeds(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+#[test]
+fn both_bills_of_materials_are_valid_against_their_schemas_and_name_every_package_and_module() {
+    let folder = tempfile::tempdir().unwrap();
+    written(folder.path());
+    let script = r#"
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from spdx_tools.spdx.parser.parse_anything import parse_file
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
+errors = JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1]).read())
+if errors: sys.exit(f"CycloneDX: {errors}")
+document = parse_file(sys.argv[2])
+messages = validate_full_spdx_document(document)
+if messages: sys.exit("SPDX: " + "\n".join(m.validation_message for m in messages))
+print(sorted(p.name for p in document.packages))
+"#;
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = succeeds(
+        oracle_python(),
+        &["-c", script, &path(names::CYCLONEDX), &path(names::SPDX)],
+    );
+    for name in [
+        "libstdc++6",
+        "tzdata",
+        "etcd",
+        "go.etcd.io/etcd/server/v3",
+        "github.com/Azure/go-ansiterm",
+    ] {
+        assert!(text.contains(&format!("'{name}'")), "{name} is missing in {text}");
+        let cyclonedx = std::fs::read_to_string(path(names::CYCLONEDX)).unwrap();
+        assert!(cyclonedx.contains(&format!("\"name\": \"{name}\"")), "{name}");
+    }
+}
+
+#[test]
+fn openssl_accepts_the_manifest_signature_and_refuses_a_changed_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, key) = written(folder.path());
+    // SubjectPublicKeyInfo of an Ed25519 key: RFC 8410, section 4.
+    let mut spki = vec![
+        0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+    ];
+    spki.extend_from_slice(&key.identity().release);
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("key.der"), spki).unwrap();
+    let verify = [
+        "pkeyutl",
+        "-verify",
+        "-pubin",
+        "-keyform",
+        "DER",
+        "-inkey",
+        &path("key.der"),
+        "-rawin",
+    ];
+    let files = [
+        "-in",
+        &path(names::MANIFEST),
+        "-sigfile",
+        &path(names::MANIFEST_SIGNATURE),
+    ];
+    succeeds("openssl", &[&verify[..], &files[..]].concat());
+
+    let mut bytes = std::fs::read(path(names::MANIFEST)).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(path(names::MANIFEST), bytes).unwrap();
+    let error = release::read_signed_manifest(folder.path(), &key.identity().release).unwrap_err();
+    assert_eq!(
+        kimage_builder::failure::exit_code(&error),
+        kimage_builder::failure::ExitCode::Mismatch
+    );
+}
+
+#[test]
+fn a_signed_manifest_reads_back_and_a_foreign_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (manifest, key) = written(folder.path());
+    let (read, _) = release::read_signed_manifest(folder.path(), &key.identity().release).unwrap();
+    assert_eq!(read, manifest);
+    let foreign = ReleaseKey::new([8; 32]);
+    assert!(release::read_signed_manifest(folder.path(), &foreign.identity().release).is_err());
+}
+
+#[test]
+fn sha256sum_checks_every_other_file_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    written(folder.path());
+    std::fs::write(folder.path().join("disk.raw"), b"not a disk").unwrap();
+    let script = format!(
+        "cd '{}' && sha256sum -c --strict {}",
+        folder.path().display(),
+        names::CHECKSUMS
+    );
+    let text = succeeds("sh", &["-c", &script]);
+    let files = std::fs::read_dir(folder.path()).unwrap().count() - 1;
+    assert_eq!(text.matches(": OK").count(), files, "{text}");
+}
+
+#[test]
+fn equal_inputs_give_equal_documents() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    written(first.path());
+    written(second.path());
+    for name in [
+        names::MANIFEST,
+        names::MANIFEST_SIGNATURE,
+        names::SPDX,
+        names::CYCLONEDX,
+        names::PROVENANCE,
+    ] {
+        let read = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(name)).unwrap();
+        assert!(read(&first) == read(&second), "{name}");
+    }
+}

@@ -1,0 +1,94 @@
+//! `kimage-firstboot selftest`: does this machine run what its image promises? Runs every baked binary, compares
+//! its version with the locked one, asks systemd for failed units, and says on the console what it found. It starts
+//! only when asked for (`systemd.wants=kimage-selftest.service` on the kernel command line, or by hand).
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+use kimage_roles::role::{MAX_ROLE, ROLE_PATH, Role};
+
+use crate::host;
+
+/// Begins every line, so that a reader of the console finds them.
+const PREFIX: &str = "kimage-selftest:";
+
+/// The outcome of one check.
+struct Check {
+    what: String,
+    outcome: Result<String>,
+}
+
+/// Runs all checks, prints one line each and a last line `kimage-selftest: N passed, N failed`. Failed checks are an
+/// error, so that the unit fails too.
+pub fn run() -> Result<()> {
+    let role = read_role()?;
+    let mut checks: Vec<Check> = role.components.iter().flat_map(version_checks).collect();
+    checks.push(Check { what: "no unit has failed".to_owned(), outcome: failed_units() });
+    let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
+    let mut report = format!("{PREFIX} role {} of {} with kernel {}\n", role.role, role.image, role.kernel);
+    for check in &checks {
+        let (word, text) = match &check.outcome {
+            Ok(text) => ("ok", text.clone()),
+            Err(error) => ("FAILED", format!("{error:#}")),
+        };
+        writeln!(report, "{PREFIX} {word}: {}: {text}", check.what)?;
+    }
+    writeln!(report, "{PREFIX} {} passed, {failed} failed", checks.len() - failed)?;
+    host::print(&report);
+    ensure!(failed == 0, "{failed} checks failed");
+    Ok(())
+}
+
+fn read_role() -> Result<Role> {
+    let size = std::fs::metadata(ROLE_PATH).with_context(|| format!("read {ROLE_PATH}"))?.len();
+    ensure!(size <= MAX_ROLE as u64, "{ROLE_PATH} has {size} bytes, more than {MAX_ROLE}");
+    let bytes = std::fs::read(ROLE_PATH).with_context(|| format!("read {ROLE_PATH}"))?;
+    Role::from_json(&bytes).with_context(|| format!("read {ROLE_PATH}"))
+}
+
+fn version_checks(component: &kimage_roles::role::Component) -> impl Iterator<Item = Check> {
+    component.version_commands.iter().map(|command| Check {
+        what: command.join(" "),
+        outcome: prints_version(command, &component.version),
+    })
+}
+
+/// Runs `command` and looks for `version` in what it prints, with or without the leading `v`.
+fn prints_version(command: &[String], version: &str) -> Result<String> {
+    let (program, arguments) = command.split_first().context("empty command in role.json")?;
+    let text = host::output(program, arguments)?;
+    let line = version_line(&text, version);
+    line.with_context(|| format!("does not print {version}, but: {}", text.lines().next().unwrap_or("nothing")))
+}
+
+/// The first line that holds `version` as a word of its own.
+fn version_line(text: &str, version: &str) -> Option<String> {
+    let wanted = version.trim_start_matches('v');
+    let is_word = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '+' | '~');
+    let holds = |line: &&str| {
+        line.split(|c: char| !is_word(c)).any(|word| word.trim_start_matches('v').trim_end_matches('.') == wanted)
+    };
+    text.lines().find(holds).map(|line| line.trim().to_owned())
+}
+
+fn failed_units() -> Result<String> {
+    let arguments = ["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"].map(str::to_owned);
+    let text = host::output("/usr/bin/systemctl", &arguments)?;
+    let units: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    ensure!(units.is_empty(), "{}", units.join(" "));
+    Ok("0".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_line;
+
+    #[test]
+    fn a_version_counts_only_as_a_whole_word() {
+        assert_eq!(version_line("Kubernetes v1.36.3\n", "v1.36.3").as_deref(), Some("Kubernetes v1.36.3"));
+        assert_eq!(version_line("etcd Version: 3.6.14\nGit SHA: x", "v3.6.14").as_deref(), Some("etcd Version: 3.6.14"));
+        assert_eq!(version_line("CoreDNS-1.14.7", "v1.14.7"), None);
+        assert_eq!(version_line("etcd Version: 3.6.145", "v3.6.14"), None);
+        assert_eq!(version_line("", "v1"), None);
+    }
+}
