@@ -93,6 +93,7 @@ impl Check {
 pub fn examine(store: &Result<Store>, documents: &[String], progress: &Progress) -> Vec<Check> {
     let host = Host::this();
     let mut checks = sandbox::checks(&host);
+    checks.extend(store.iter().map(sandbox::tried));
     checks.push(store_space(store));
     checks.extend(documents.iter().map(|url| reachable(url, progress)));
     checks.extend([go(&host), rust(&host), qemu(&host), firmware(&host), kvm(&host)]);
@@ -200,7 +201,7 @@ fn firmware(host: &Host) -> Check {
 fn kvm(host: &Host) -> Check {
     let name = "KVM";
     match host.open_read_write("/dev/kvm") {
-        Ok(()) => Check::fine(name, "/dev/kvm can be used"),
+        Ok(()) => Check::fine(name, "/dev/kvm opens"),
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let remedy = "sudo usermod -aG kvm $USER, then log in again";
             Check::limited(

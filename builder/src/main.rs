@@ -8,6 +8,10 @@ use kimage_builder::cli::Cli;
 use kimage_builder::{commands, failure};
 
 fn main() -> ExitCode {
+    // First of all: the sandbox runs this same program again, and must find it with one thread.
+    if let Some(code) = kimage_builder::tree::sandbox::child_main() {
+        return code;
+    }
     // Wrong usage ends the program here with exit code 2.
     let cli = Cli::parse();
     match commands::run(cli) {

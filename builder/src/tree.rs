@@ -1,6 +1,8 @@
 //! The root filesystem as a value: a sorted map from path to entry, with owners, modes and content digests, that
 //! needs no root privilege to hold and gives the same bytes on every machine.
 
+pub mod sandbox;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

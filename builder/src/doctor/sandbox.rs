@@ -2,6 +2,9 @@
 
 use super::host::Host;
 use super::{Check, own_path};
+use crate::failure;
+use crate::store::Store;
+use crate::tree::sandbox::probe;
 
 /// Since this kernel, overlayfs can be mounted inside a user namespace.
 const OVERLAY_KERNEL: (u32, u32) = (5, 11);
@@ -11,6 +14,24 @@ pub(super) fn checks(host: &Host) -> Vec<Check> {
         .into_iter()
         .map(Check::of_sandbox)
         .collect()
+}
+
+/// The sandbox itself, on the filesystem where builds will use it: the other checks only say why it fails.
+pub(super) fn tried(store: &Store) -> Check {
+    let name = "build sandbox";
+    let tried = store.scratch().and_then(|scratch| probe(scratch.path()));
+    let check = match tried {
+        Ok(capabilities) if capabilities.overlay => Check::fine(name, "works, with overlays"),
+        Ok(_) => {
+            let remedy = "see overlayfs; or put the store on ext4, xfs or btrfs with --store DIR";
+            Check::limited(name, "works without overlays: trees are copied, which costs time and space", remedy)
+        }
+        Err(error) => {
+            let hints: Vec<&str> = failure::hints(&error).collect();
+            Check::failed(name, format!("{error:#}"), hints.join("\n"))
+        }
+    };
+    check.of_sandbox()
 }
 
 fn user_namespaces(host: &Host, program: &str) -> Check {
