@@ -144,6 +144,8 @@ fn completion_is_a_script_of_the_shell() {
 fn a_reader_that_has_seen_enough_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut kimage = Tool::new(env!("CARGO_BIN_EXE_kimage")).args(["completion", "bash"]).into_command();
+    let mut kimage = Tool::new(env!("CARGO_BIN_EXE_kimage"))
+        .args(["completion", "bash"])
+        .into_command();
     assert_eq!(kimage.stdout(writer).status().unwrap().code(), Some(0));
 }

@@ -24,7 +24,11 @@ pub(super) fn tried(store: &Store) -> Check {
         Ok(capabilities) if capabilities.overlay => Check::fine(name, "works, with overlays"),
         Ok(_) => {
             let remedy = "see overlayfs; or put the store on ext4, xfs or btrfs with --store DIR";
-            Check::limited(name, "works without overlays: trees are copied, which costs time and space", remedy)
+            Check::limited(
+                name,
+                "works without overlays: trees are copied, which costs time and space",
+                remedy,
+            )
         }
         Err(error) => {
             let hints: Vec<&str> = failure::hints(&error).collect();
