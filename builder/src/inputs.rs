@@ -8,6 +8,7 @@ mod attempts;
 mod client;
 mod document;
 mod download;
+mod forward;
 mod policy;
 mod proxy;
 mod url;

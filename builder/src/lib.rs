@@ -5,13 +5,17 @@
 //! ```
 //!
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
-//! [`store`] and [`tool`]. Only [`pipeline`] and the commands see all stages.
+//! [`store`] and [`tool`]. Only the [`commands`] see all stages.
+//! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer.
 
 pub mod archive;
+pub mod cli;
+pub mod commands;
 pub mod components;
 pub mod definition;
 pub mod digest;
 pub mod disk;
+pub mod doctor;
 pub mod failure;
 pub mod inputs;
 pub mod lock;

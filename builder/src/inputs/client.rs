@@ -14,6 +14,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 
 use super::attempts::Trouble;
+use super::forward;
 use super::policy::Policy;
 use super::url;
 
@@ -39,8 +40,16 @@ pub(super) struct Answer {
     pub(super) body: Box<dyn Read>,
 }
 
-/// Which connections can serve a URL: pools with the same TLS roots and proxy.
-type Route = (bool, Option<String>);
+/// Which connections can serve a URL.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Route {
+    /// To the server itself.
+    Direct { tls: bool },
+    /// To a proxy, which asks the server: for plain HTTP.
+    Forward { tls: bool },
+    /// Through a proxy, which only moves bytes: for HTTPS.
+    Tunnel { proxy: String },
+}
 
 /// Connections, the health of hosts, and the switch that ends all of it.
 pub(super) struct Client<'a> {
@@ -161,18 +170,22 @@ impl<'a> Client<'a> {
         };
         let proxy = self.policy.proxies.for_url(url);
         let mut request = match (tls, proxy) {
-            // ureq would ask the proxy for a tunnel, which caching proxies refuse for plain HTTP.
             (false, Some(proxy)) => {
-                let (to_proxy, proxy_tls) = absolute_form(url, proxy)?;
-                let request = self.agent((proxy_tls, None))?.get(to_proxy);
+                let (to_proxy, tls) = forwarded(url, proxy)?;
+                let request = self.agent(Route::Forward { tls })?.get(to_proxy);
                 let request = request.header(header::HOST, url::authority(url));
                 match url::basic_credentials(proxy) {
                     Some(basic) => request.header(header::PROXY_AUTHORIZATION, basic),
                     None => request,
                 }
             }
-            _ => self
-                .agent((tls, proxy.map(str::to_owned)))?
+            (true, Some(proxy)) => self
+                .agent(Route::Tunnel {
+                    proxy: proxy.to_owned(),
+                })?
+                .get(url::without_credentials(url)),
+            (_, None) => self
+                .agent(Route::Direct { tls })?
                 .get(url::without_credentials(url)),
         };
         if let Some(basic) = url::basic_credentials(url) {
@@ -193,8 +206,11 @@ impl<'a> Client<'a> {
         if let Some(agent) = agents.get(&route) {
             return Ok(agent.clone());
         }
-        let (tls, proxy) = &route;
-        let proxy = proxy.as_deref().map(Proxy::new).transpose();
+        let (tls, proxy) = match &route {
+            Route::Direct { tls } | Route::Forward { tls } => (*tls, None),
+            Route::Tunnel { proxy } => (true, Some(Proxy::new(proxy))),
+        };
+        let proxy = proxy.transpose();
         let proxy =
             proxy.map_err(|error| Trouble::Lasting(format!("proxy from the environment: {error}")))?;
         let (policy, stall) = (self.policy, Some(self.policy.stall));
@@ -210,10 +226,13 @@ impl<'a> Client<'a> {
             .timeout_recv_response(stall)
             .timeout_per_read(stall)
             .timeout_per_write(stall);
-        if *tls {
+        if tls {
             config = config.tls_config(tls_config()?);
         }
-        let agent = config.build().new_agent();
+        let agent = match &route {
+            Route::Forward { .. } => forward::agent(config.build()),
+            Route::Direct { .. } | Route::Tunnel { .. } => config.build().new_agent(),
+        };
         agents.insert(route, agent.clone());
         Ok(agent)
     }
@@ -267,26 +286,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The URI that makes ureq send `GET http://host/path` to the proxy (RFC 9112 section 3.2.2), and whether the proxy
-/// itself is reached by TLS.
-fn absolute_form(url: &str, proxy: &str) -> Result<(Uri, bool), Trouble> {
-    let bad = |why: String| {
-        Trouble::Lasting(format!(
-            "proxy `{}` from the environment: {why}",
-            url::shown(proxy)
-        ))
-    };
+/// The URL's path at the proxy's address, and whether the proxy itself is reached by TLS.
+fn forwarded(url: &str, proxy: &str) -> Result<(String, bool), Trouble> {
     let scheme = url::scheme(proxy).unwrap_or("http").to_ascii_lowercase();
     if scheme != "http" && scheme != "https" {
-        return Err(bad(format!("`{scheme}` proxies are not supported")));
+        let shown = url::shown(proxy);
+        let why = format!("proxy `{shown}` from the environment: `{scheme}` proxies are not supported");
+        return Err(Trouble::Lasting(why));
     }
     let tls = scheme == "https";
-    let target = url::without_credentials(url);
-    let uri = Uri::builder()
-        .scheme(scheme.as_str())
-        .authority(url::authority(proxy))
-        .path_and_query(target);
-    Ok((uri.build().map_err(|error| bad(error.to_string()))?, tls))
+    let path = match url::path_and_query(url) {
+        path if path.starts_with('/') => path.to_owned(),
+        path => format!("/{path}"),
+    };
+    Ok((format!("{scheme}://{}{path}", url::authority(proxy)), tls))
 }
 
 /// The host's root certificates, read only when TLS is needed.

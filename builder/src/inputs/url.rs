@@ -21,6 +21,12 @@ pub(super) fn authority(url: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
+/// What stands behind the authority: empty, `/path`, `?query` or both.
+pub(super) fn path_and_query(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.find(['/', '?', '#']).map_or("", |start| &rest[start..])
+}
+
 /// The host without the port, without the brackets of an IPv6 address.
 pub(super) fn host(url: &str) -> &str {
     let authority = authority(url);

@@ -145,4 +145,53 @@ mod tests {
         }
         assert_eq!(Identity::parse(&format!("{} 8", line.trim_end())), None);
     }
+
+    #[test]
+    fn a_blob_stays_verified_across_processes_once_its_ctime_has_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("verified");
+        let old = Identity {
+            device: 1,
+            inode: 2,
+            size: 3,
+            mtime: (4, 5),
+            ctime: (1_700_000_000, 7),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        let fresh = Identity {
+            ctime: (now, 0),
+            ..old
+        };
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let mut verified = Verified::load(&path);
+        verified.remember(&a, old);
+        verified.remember(&b, fresh);
+        assert!(verified.knows(&a, &old) && verified.knows(&b, &fresh));
+
+        let later = Verified::load(&path);
+        assert!(later.knows(&a, &old));
+        assert!(
+            !later.knows(&b, &fresh),
+            "a second change in the same tick would go unseen"
+        );
+        for changed in [
+            Identity { size: 4, ..old },
+            Identity { inode: 9, ..old },
+            Identity { mtime: (4, 6), ..old },
+            Identity {
+                ctime: (1_700_000_000, 8),
+                ..old
+            },
+        ] {
+            assert!(!later.knows(&a, &changed));
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_no_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("verified");
+        fs::write(&path, b"\xff\xfe\n nonsense \n").unwrap();
+        assert!(Verified::load(&path).known.is_empty());
+    }
 }
