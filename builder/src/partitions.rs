@@ -1,1 +1,5 @@
-//! (to come)
+//! What a disk carries: the boot partition's files and filesystem, and the sealed root.
+
+//ESP
+pub mod guid;
+pub mod uki;
