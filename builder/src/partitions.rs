@@ -1,5 +1,5 @@
 //! What a disk carries: the boot partition's files and filesystem, and the sealed root.
 
-//ESP
+pub mod esp;
 pub mod guid;
 pub mod uki;

@@ -5,7 +5,7 @@
 use anyhow::{Result, anyhow, ensure};
 
 use super::authenticode::signed_data;
-use super::der::{self, element, sequence};
+use super::der::{self, sequence};
 use crate::digest::Digest;
 use crate::partitions::guid::Guid;
 
@@ -139,6 +139,7 @@ pub fn verify_update(variable: Variable, data: &[u8], certificate: &[u8], update
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sign::Signer;
 
     #[test]
     fn a_list_has_the_published_layout() {

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -47,8 +47,9 @@ pub fn create(folder: &Path) -> Result<()> {
     };
     let context = || format!("make keys in {}", folder.display());
     DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(context)?;
-    // `TempDir` makes the folder with mode 0700.
-    let scratch = tempfile::Builder::new().prefix(".kimage-keys-").tempdir_in(parent).with_context(context)?;
+    let private = fs::Permissions::from_mode(0o700);
+    let scratch = tempfile::Builder::new().prefix(".kimage-keys-").permissions(private).tempdir_in(parent);
+    let scratch = scratch.with_context(context)?;
     write_key_set(scratch.path()).with_context(context)?;
     File::open(scratch.path())?.sync_all().with_context(context)?;
     // Renaming a folder replaces an empty folder and nothing else.
@@ -346,7 +347,6 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777

@@ -119,6 +119,7 @@ pub fn verify(store: &[u8], identity: &Identity) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sign::Signer;
 
     #[test]
     fn an_empty_store_is_ovmfs_own() {
