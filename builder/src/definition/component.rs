@@ -217,7 +217,7 @@ impl Component {
     }
 
     /// The digest of everything in the repository that determines the component's bytes, for the lock: all files of
-    /// its folder (and of the module folder it shares), by name.
+    /// its folder (or of the module folder it shares) by name, without `rootfs`.
     pub fn source_digest(&self) -> Result<Digest> {
         let mut hasher = Hasher::new();
         let manifest = self.folder.join(FILE_NAME);
@@ -225,8 +225,9 @@ impl Component {
         hasher.field(b"component.toml").field(&text);
         let module = self.module_folder();
         for path in files_below(&module)? {
-            // Another component's manifest beside a shared module says nothing about this component.
-            if path == Path::new(FILE_NAME) || path.starts_with("target") {
+            // Another component's manifest beside a shared module says nothing about this component. What `rootfs`
+            // holds is copied into the tree as it is.
+            if path == Path::new(FILE_NAME) || path.starts_with("rootfs") || path.starts_with("target") {
                 continue;
             }
             let bytes = std::fs::read(module.join(&path))
