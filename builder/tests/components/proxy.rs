@@ -10,7 +10,7 @@ use std::sync::Arc;
 use zip::write::SimpleFileOptions;
 
 /// Adds a module version to the proxy in `folder`.
-pub fn publish(folder: &Path, module: &str, version: &str, files: &[(&str, &str)]) -> PathBuf {
+pub(crate) fn publish(folder: &Path, module: &str, version: &str, files: &[(&str, &str)]) -> PathBuf {
     let below = folder.join(module).join("@v");
     fs::create_dir_all(&below).unwrap();
     let gomod = files
@@ -29,7 +29,7 @@ pub fn publish(folder: &Path, module: &str, version: &str, files: &[(&str, &str)
 }
 
 /// Writes a zip of text files.
-pub fn write_zip<'a>(path: &Path, files: impl IntoIterator<Item = (String, &'a str)>) {
+pub(crate) fn write_zip<'a>(path: &Path, files: impl IntoIterator<Item = (String, &'a str)>) {
     let mut writer = zip::ZipWriter::new(File::create(path).unwrap());
     for (name, text) in files {
         writer.start_file(name, SimpleFileOptions::default()).unwrap();
@@ -39,10 +39,10 @@ pub fn write_zip<'a>(path: &Path, files: impl IntoIterator<Item = (String, &'a s
 }
 
 /// An answer: status, headers, body.
-pub type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
+pub(crate) type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 
 /// Answers requests (path with query, headers by lower-case name) until the test ends; returns the base URL.
-pub fn serve(
+pub(crate) fn serve(
     answer: impl Fn(&str, &BTreeMap<String, String>, &str) -> Answer + Send + Sync + 'static,
 ) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
