@@ -15,6 +15,7 @@ use crate::digest::Hasher;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs::Network;
 use crate::lock::LockedToolchain;
+use crate::progress::Task;
 use crate::tool::{Tool, tail};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -67,56 +68,11 @@ pub(super) fn build(
     folder: &Path,
 ) -> Result<Products> {
     let host = Host::look(bench.toolchain("rust")?)?;
-    let workspace = workspace(component, cargo)?;
     let target = bench.store.cache("cargo-target")?;
     let task = bench.progress.task(&format!("build {}", component.name), None);
-    // Fetching first makes the folders of crate sources exist whose paths are mapped.
-    let mut fetch = host
-        .cargo(&workspace)
-        .args(["fetch", "--locked", "--target", TARGET]);
-    if bench.access.network == Network::Offline {
-        fetch = fetch.arg("--offline");
-    }
-    let mut steps = vec![("fetch the crates", fetch)];
-    let build = host
-        .cargo(&workspace)
-        .args(["build", "--locked", "--offline", "--target", TARGET]);
-    let build = build.args(["--profile", &cargo.profile, "--package", &cargo.package]);
-    let build = cargo
-        .binary
-        .iter()
-        .fold(build, |build, binary| build.args(["--bin", &binary.name]));
-    // The user's configuration may name another linker, which would give other bytes.
-    let build = build.args(["--config", &format!("target.{TARGET}.linker=\"cc\"")]);
-    steps.push(("build", build));
-    for (what, step) in steps {
-        let flags = if what == "build" {
-            host.flags(&workspace, cargo)?
-        } else {
-            OsString::new()
-        };
-        let step = step
-            .env("CARGO_ENCODED_RUSTFLAGS", flags)
-            .env("CARGO_TARGET_DIR", &target);
-        let finished = watch::run(step, &task, |line| {
-            let crate_name = line
-                .trim_start()
-                .strip_prefix("Compiling ")
-                .or(line.trim_start().strip_prefix("Downloaded "));
-            crate_name.map(|name| {
-                task.advance(1);
-                name.to_owned()
-            })
-        })?;
-        if !finished.status.success() {
-            return Err(explain(what, &finished.stderr));
-        }
-    }
-    let built = target.join(TARGET).join(if cargo.profile == "dev" {
-        "debug"
-    } else {
-        &cargo.profile
-    });
+    let workspace = workspace(component, cargo)?;
+    host.fetch(&workspace, bench.access.network, &task)?;
+    let built = host.compile(&workspace, cargo, &target, &task)?;
     let mut products = Products::default();
     for (index, binary) in cargo.binary.iter().enumerate() {
         let (from, file) = (built.join(&binary.name), index.to_string());
@@ -192,6 +148,40 @@ impl Host {
             .env("CARGO_TERM_COLOR", "never")
     }
 
+    /// Fetches the crates that Cargo.lock pins. It comes first because it makes the folders whose paths are mapped.
+    fn fetch(&self, workspace: &Path, network: Network, task: &Task) -> Result<()> {
+        let mut fetch = self
+            .cargo(workspace)
+            .args(["fetch", "--locked", "--target", TARGET]);
+        if network == Network::Offline {
+            fetch = fetch.arg("--offline");
+        }
+        step("fetch the crates", fetch, task)
+    }
+
+    /// Compiles the programs; they lie in the folder that is returned.
+    fn compile(&self, workspace: &Path, cargo: &Cargo, target: &Path, task: &Task) -> Result<PathBuf> {
+        let build = self
+            .cargo(workspace)
+            .args(["build", "--locked", "--offline", "--target", TARGET]);
+        let build = build.args(["--profile", &cargo.profile, "--package", &cargo.package]);
+        let build = cargo
+            .binary
+            .iter()
+            .fold(build, |build, binary| build.args(["--bin", &binary.name]));
+        // The user's configuration may name another linker, which would give other bytes.
+        let build = build.args(["--config", &format!("target.{TARGET}.linker=\"cc\"")]);
+        let build = build
+            .env("CARGO_ENCODED_RUSTFLAGS", self.flags(workspace, cargo)?)
+            .env("CARGO_TARGET_DIR", target);
+        step("compile", build, task)?;
+        Ok(target.join(TARGET).join(if cargo.profile == "dev" {
+            "debug"
+        } else {
+            &cargo.profile
+        }))
+    }
+
     /// rustc's flags, separated by the byte that `CARGO_ENCODED_RUSTFLAGS` wants.
     fn flags(&self, workspace: &Path, cargo: &Cargo) -> Result<OsString> {
         let mut flags: Vec<OsString> = vec!["-C".into(), "target-feature=+crt-static".into()];
@@ -217,6 +207,24 @@ impl Host {
         map(workspace, "/kimage");
         flags.extend(cargo.rustflags.iter().map(OsString::from));
         Ok(flags.join(&OsString::from("\x1f")))
+    }
+}
+
+/// Runs one cargo command.
+fn step(what: &str, tool: Tool, task: &Task) -> Result<()> {
+    task.message(what);
+    let finished = watch::run(tool, task, |line| {
+        let line = line.trim_start();
+        let name = line
+            .strip_prefix("Compiling ")
+            .or_else(|| line.strip_prefix("Downloaded "))?;
+        task.advance(1);
+        Some(name.to_owned())
+    })?;
+    if finished.status.success() {
+        Ok(())
+    } else {
+        Err(explain(what, &finished.stderr))
     }
 }
 
@@ -261,4 +269,128 @@ fn explain(what: &str, stderr: &str) -> anyhow::Error {
         Failure::new(ExitCode::Failed, message)
     };
     failure.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::component::{CargoBinary, GuestPath};
+    use crate::progress::Progress;
+
+    fn program() -> Cargo {
+        let path = GuestPath::try_from("/p".to_owned()).unwrap();
+        Cargo {
+            workspace: ".".into(),
+            package: "program".into(),
+            profile: "release".into(),
+            inputs: Vec::new(),
+            rustflags: Vec::new(),
+            binary: vec![CargoBinary {
+                name: "program".into(),
+                path,
+            }],
+        }
+    }
+
+    /// A workspace of two members, so that a path inside the workspace is part of a panic message.
+    fn checkout(folder: &Path) {
+        let file = |path: &str, text: &str| {
+            let path = folder.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let member =
+            |name: &str| format!("[package]\nname = \"{name}\"\nversion = \"1.0.0\"\nedition = \"2024\"\n");
+        file(
+            "Cargo.toml",
+            "[workspace]\nmembers = [\"program\", \"library\"]\nresolver = \"3\"\n",
+        );
+        file(
+            "program/Cargo.toml",
+            &(member("program") + "[dependencies]\nlibrary = { path = \"../library\" }\n"),
+        );
+        file(
+            "program/src/main.rs",
+            "fn main() { println!(\"{}\", library::first(&std::env::args().collect::<Vec<_>>())) }",
+        );
+        file("library/Cargo.toml", &member("library"));
+        file(
+            "library/src/lib.rs",
+            "pub fn first(words: &[String]) -> &str { words.get(7).expect(\"seven words\") }",
+        );
+        let lock = "version = 4\n[[package]]\nname = \"library\"\nversion = \"1.0.0\"\n\n\
+            [[package]]\nname = \"program\"\nversion = \"1.0.0\"\ndependencies = [\n \"library\",\n]\n";
+        file("Cargo.lock", lock);
+    }
+
+    #[test]
+    fn checkouts_target_folders_and_cargo_homes_do_not_show_in_the_bytes() {
+        let version = Tool::new("rustc")
+            .arg("-vV")
+            .inherit(VARIABLES)
+            .run()
+            .expect("install Rust");
+        let version = String::from_utf8(version).unwrap();
+        let field = |name: &str| {
+            version
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap()
+                .to_owned()
+        };
+        let pin = LockedToolchain {
+            name: "rust".into(),
+            version: field("release: "),
+            hash: field("commit-hash: "),
+        };
+        let task = Progress::silent().task("test", None);
+        let programs = ["one", "another-place/deeper"].map(|place| {
+            let root = tempfile::tempdir().unwrap();
+            let (checkout_folder, home) = (root.path().join(place), root.path().join("home"));
+            checkout(&checkout_folder);
+            let host = Host {
+                cargo_home: home,
+                ..Host::look(&pin).unwrap()
+            };
+            host.fetch(&checkout_folder, Network::Offline, &task).unwrap();
+            let built = host
+                .compile(&checkout_folder, &program(), &root.path().join("target"), &task)
+                .unwrap();
+            let bytes = std::fs::read(built.join("program")).unwrap();
+            let place = root.path().as_os_str().as_encoded_bytes();
+            assert!(
+                !bytes.windows(place.len()).any(|window| window == place),
+                "the program names {}",
+                root.path().display()
+            );
+            bytes
+        });
+        // Cargo gives rustc the paths of workspace members relative to the workspace.
+        let path = b"library/src/lib.rs";
+        assert!(
+            programs[0].windows(path.len()).any(|window| window == path),
+            "the test program lost its panic"
+        );
+        assert!(
+            programs[0].windows(15).any(|window| window == b"/kimage/library"),
+            "the path was not mapped"
+        );
+    }
+
+    #[test]
+    fn another_compiler_is_refused_with_the_remedy() {
+        let pin = LockedToolchain {
+            name: "rust".into(),
+            version: "1.0.0".into(),
+            hash: "0".repeat(40),
+        };
+        let error = Host::look(&pin).err().unwrap();
+        assert!(error.to_string().contains("Rust 1.0.0"), "{error:#}");
+        assert!(
+            crate::failure::hints(&error)
+                .next()
+                .unwrap()
+                .contains("rustup toolchain install 1.0.0")
+        );
+    }
 }

@@ -142,6 +142,7 @@ impl<'a> Workspace<'a> {
             .args(["-ldflags", &ldflags, "-o"])
             .arg(out)
             .arg(&binary.package);
+        task.message(&format!("link {}", binary.path));
         let finished = watch::run(build, task, |line| {
             // `go build -v` prints each package that it compiles; the program's own comes last.
             let package = !line.is_empty() && !line.contains([' ', '#', ':']);
@@ -165,19 +166,33 @@ impl<'a> Workspace<'a> {
             .run()?;
         let info: BuildInfo = serde_json::from_slice(&bytes)
             .with_context(|| format!("read the modules of {}", program.display()))?;
-        let modules = info.deps.into_iter().map(|module| {
-            let folder = self
-                .modules
-                .join(format!("{}@{}", escape(&module.path), escape(&module.version)));
-            GoModule {
-                licence: licence::of_folder(&folder),
-                changed: module.replace.is_some(),
-                path: module.path,
-                version: module.version,
-                sum: module.sum,
-            }
-        });
-        Ok(modules.collect())
+        Ok(info.deps.into_iter().map(|module| self.linked(module)).collect())
+    }
+
+    fn linked(&self, module: Dependency) -> GoModule {
+        // A replacement with a version is a published module; one without is the copy that an overlay changed.
+        let (module, changed) = match module.replace {
+            Some(other) if !other.version.is_empty() && !other.path.starts_with('.') => (*other, false),
+            Some(_) => (
+                Dependency {
+                    replace: None,
+                    ..module
+                },
+                true,
+            ),
+            None => (module, false),
+        };
+        let folder = self
+            .modules
+            .join(format!("{}@{}", escape(&module.path), escape(&module.version)));
+        let licence = licence::of_folder(&folder);
+        GoModule {
+            path: module.path,
+            version: module.version,
+            sum: module.sum,
+            changed,
+            licence,
+        }
     }
 
     fn tags(&self) -> Vec<String> {
@@ -306,6 +321,7 @@ struct BuildInfo {
 #[serde(rename_all = "PascalCase")]
 struct Dependency {
     path: String,
+    #[serde(default)]
     version: String,
     #[serde(default)]
     sum: String,

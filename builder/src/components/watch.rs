@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::progress::Task;
 use crate::tool::Tool;
 
-/// After this long without a line, the task's message counts seconds.
+/// After this long without a line, the task's message counts the seconds since.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Lines of standard error that are kept for the error message.
 const KEPT_LINES: usize = 200;
@@ -75,8 +75,9 @@ pub(super) fn run(tool: Tool, task: &Task, mut line: impl FnMut(&str) -> Option<
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let seconds = since.elapsed().as_secs();
-                    task.message(format!("{doing} ({seconds} s)").trim_start());
+                    if !doing.is_empty() {
+                        task.message(&format!("{doing} ({} s)", since.elapsed().as_secs()));
+                    }
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
