@@ -170,12 +170,15 @@ fn indexes(text: &str) -> Result<BTreeMap<String, (u64, Digest)>> {
     Ok(indexes)
 }
 
-/// Release files end their dates in `UTC`, which RFC 2822 calls `+0000`.
+/// Release files end their dates in `UTC`, which RFC 2822 calls `+0000`, and Launchpad pads hours with a space.
 fn timestamp(date: &str) -> Result<Timestamp> {
-    let date = date.replace(" UTC", " +0000").replace(" Z", " +0000");
-    rfc2822::DateTimeParser::new()
-        .parse_timestamp(&date)
-        .with_context(|| format!("date `{date}`"))
+    let words = date.split_whitespace().map(|word| match word {
+        "UTC" | "Z" => "+0000".to_owned(),
+        time if time.find(':') == Some(1) => format!("0{time}"),
+        other => other.to_owned(),
+    });
+    let text = words.collect::<Vec<_>>().join(" ");
+    rfc2822::DateTimeParser::new().parse_timestamp(&text).with_context(|| format!("date `{date}`"))
 }
 
 fn check_dates(release: Release, text: &str, what: &str, now: Timestamp) -> Result<Release> {
@@ -198,4 +201,18 @@ fn check_dates(release: Release, text: &str, what: &str, now: Timestamp) -> Resu
             .into());
     }
     Ok(release)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_read_as_archives_write_them() {
+        let expected: Timestamp = "2026-11-20T02:27:59Z".parse().unwrap();
+        for date in ["Fri, 20 Nov 2026  2:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 +0000"] {
+            assert_eq!(timestamp(date).unwrap(), expected, "{date}");
+        }
+        assert!(timestamp("yesterday").is_err());
+    }
 }

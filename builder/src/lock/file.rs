@@ -90,7 +90,7 @@ fn set_ordinary_mode(path: &Path) -> std::io::Result<()> {
 }
 
 pub(super) fn render(lock: &Lock) -> Result<String> {
-    Ok(HEADER.to_owned() + &toml::to_string(lock).context("write image.lock")?)
+    Ok(HEADER.to_owned() + &toml::to_string_pretty(lock).context("write image.lock")?)
 }
 
 fn parse(text: &str) -> Result<Lock, (usize, String)> {
