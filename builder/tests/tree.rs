@@ -1,0 +1,378 @@
+//! The tree stage on real packages: what dpkg itself would have made, the same on every host, in two layers.
+//!
+//! `KIMAGE_TEST_DEBS` names a folder with the .debs of a noble node: the essential packages and, with all that they
+//! depend on, systemd-sysv udev dbus iproute2 iptables nftables kmod ca-certificates e2fsprogs apparmor chrony
+//! systemd-resolved linux-image-virtual systemd-boot-efi nfs-common open-iscsi.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use kimage_builder::definition::image::ImageManifest;
+use kimage_builder::definition::role::RoleManifest;
+use kimage_builder::definition::{Definition, Image, Role};
+use kimage_builder::digest::Digest;
+use kimage_builder::lock::{Lock, LockedPackage};
+use kimage_builder::progress::Progress;
+use kimage_builder::store::Store;
+use kimage_builder::tool::Tool;
+use kimage_builder::tree::deb::Deb;
+use kimage_builder::tree::{
+    Assembled, Baked, Content, Entry, Kind, Options, Tree, TreePath, Workshop, assemble, fingerprint,
+};
+
+const EPOCH: u32 = 1_795_132_800;
+
+/// Packages that the test's role adds; everything else is the base.
+const ROLE_PACKAGES: [&str; 10] = [
+    "keyutils",
+    "libevent-core-2.1-7t64",
+    "libisns0t64",
+    "libnfsidmap1",
+    "libopeniscsiusr",
+    "libwrap0",
+    "nfs-common",
+    "open-iscsi",
+    "rpcbind",
+    "socat",
+];
+/// Packages that the test's definition leaves out although nfs-common depends on them.
+const LEFT_OUT: &str = "python3";
+
+const IMAGE: &str = r#"
+schema = 1
+title = "Test"
+[archive]
+architecture = "amd64"
+path = "ubuntu"
+keys = []
+fingerprints = []
+suites = []
+[kernel]
+command-line = []
+stage0-always = []
+stage0-hardware = []
+leave-out = ["kernel/sound/**", "kernel/drivers/media/**"]
+[[packages.leave-out]]
+package = "python3"
+because = "no script of a node needs it"
+[[packages.leave-out]]
+files = ["/usr/share/doc/**", "/usr/share/man/**", "/usr/share/locale/**"]
+keep = ["/usr/share/doc/*/copyright"]
+because = "nobody reads it on a node"
+[units]
+enable = ["chrony.service", "systemd-networkd.service", "systemd-resolved.service"]
+mask = ["apt-daily.timer"]
+[[users]]
+name = "_chrony"
+uid = 100
+gid = 102
+home = "/var/lib/chrony"
+[[users]]
+name = "messagebus"
+uid = 101
+gid = 103
+[[users]]
+name = "systemd-network"
+uid = 998
+gid = 998
+home = "/"
+[[users]]
+name = "systemd-resolve"
+uid = 993
+gid = 993
+home = "/"
+"#;
+const GROUPS: [(&str, u32); 9] = [
+    ("_chrony", 102),
+    ("messagebus", 103),
+    ("systemd-network", 998),
+    ("systemd-resolve", 993),
+    ("systemd-journal", 999),
+    ("input", 997),
+    ("sgx", 996),
+    ("kvm", 995),
+    ("render", 994),
+];
+const ROLE: &str = r#"
+schema = 1
+title = "Test"
+modules = ["br_netfilter"]
+[sysctls]
+"net.ipv4.ip_forward" = "1"
+[units]
+enable = ["iscsid.socket"]
+[budget]
+image-mb = 500
+boot-seconds = 60
+[[users]]
+name = "_rpc"
+uid = 102
+gid = 65534
+home = "/run/rpcbind"
+[[users]]
+name = "statd"
+uid = 103
+gid = 65534
+home = "/var/lib/nfs"
+"#;
+
+fn debs_folder() -> PathBuf {
+    let folder = std::env::var_os("KIMAGE_TEST_DEBS").expect("set KIMAGE_TEST_DEBS (see the top of this file)");
+    PathBuf::from(folder)
+}
+
+/// A definition, a lock and a store filled from the folder of .debs.
+fn workplace(folder: &Path) -> (Definition, Lock, Store) {
+    let mut manifest: ImageManifest = toml::from_str(IMAGE).unwrap();
+    manifest.groups = GROUPS
+        .iter()
+        .map(|(name, gid)| toml::from_str(&format!("name = {name:?}\ngid = {gid}")).unwrap())
+        .collect();
+    let image = Image { name: "test".into(), folder: folder.join("image"), manifest };
+    let manifest: RoleManifest = toml::from_str(ROLE).unwrap();
+    let role = Role { name: "worker".into(), folder: folder.join("role"), manifest };
+    let script = folder.join("image/rootfs/usr/lib/kimage/script");
+    std::fs::create_dir_all(script.parent().unwrap()).unwrap();
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::create_dir_all(folder.join("role/files/var/lib/test")).unwrap();
+    std::fs::write(folder.join("role/files/var/lib/test/file"), "x").unwrap();
+
+    let store = Store::open(&folder.join("store")).unwrap();
+    let mut packages = Vec::new();
+    let debs = std::fs::read_dir(debs_folder()).unwrap().map(|entry| entry.unwrap().path());
+    for path in debs.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
+        let deb = Deb::open(&path).unwrap();
+        let field = |name: &str| deb.paragraph.get(name).unwrap().to_owned();
+        let name = field("Package");
+        if name.contains(LEFT_OUT) || name == "containerd" || name == "runc" {
+            continue;
+        }
+        let (sha256, _) = store.put(&std::fs::read(&path).unwrap()).unwrap();
+        let base = !ROLE_PACKAGES.contains(&name.as_str());
+        packages.push(LockedPackage {
+            version: field("Version"),
+            architecture: field("Architecture"),
+            source: None,
+            suite: "noble".into(),
+            path: String::new(),
+            size: std::fs::metadata(&path).unwrap().len(),
+            sha256,
+            base,
+            roles: if base { Vec::new() } else { vec!["worker".into()] },
+            name,
+        });
+    }
+    packages.sort_by(|one, other| one.name.cmp(&other.name));
+    let lock = Lock {
+        schema: 1,
+        request: Vec::new(),
+        epoch: EPOCH,
+        suite: Vec::new(),
+        package: packages,
+        component: Vec::new(),
+        toolchain: Vec::new(),
+    };
+    (Definition { image, role, components: Vec::new() }, lock, store)
+}
+
+fn options(jobs: usize) -> Options {
+    let workshop = Workshop { program: Some(env!("CARGO_BIN_EXE_kimage").into()), jobs };
+    Options { cache: true, workshop }
+}
+
+fn assembled_in(folder: &Path, jobs: usize) -> Assembled {
+    let (definition, lock, store) = workplace(folder);
+    let files = [(b"var/lib/component/data".as_slice(), Entry::bytes(0o600, *b"data"))];
+    let files = files.map(|(path, entry)| (TreePath::parse(path).unwrap(), entry)).to_vec();
+    let baked = Baked { files, components: Vec::new() };
+    assemble(&definition, &lock, &store, baked, &Progress::silent(), &options(jobs)).unwrap_or_else(|error| {
+        let hints: Vec<&str> = kimage_builder::failure::hints(&error).collect();
+        panic!("{error:?}\n{}", hints.join("\n"))
+    })
+}
+
+/// Most tests look at one tree.
+fn assembled() -> &'static Assembled {
+    static ONCE: OnceLock<(Assembled, tempfile::TempDir)> = OnceLock::new();
+    let make = || {
+        let folder = tempfile::tempdir().unwrap();
+        (assembled_in(folder.path(), 2), folder)
+    };
+    &ONCE.get_or_init(make).0
+}
+
+fn get(tree: &Tree, path: &str) -> Option<Entry> {
+    tree.get(&TreePath::parse(path.as_bytes()).unwrap()).cloned()
+}
+
+fn text(tree: &Tree, path: &str) -> String {
+    let entry = get(tree, path).unwrap_or_else(|| panic!("{path} is absent"));
+    String::from_utf8(bytes(&entry)).unwrap()
+}
+
+fn bytes(entry: &Entry) -> Vec<u8> {
+    match &entry.kind {
+        Kind::File { content: Content::Bytes(bytes), .. } => bytes.to_vec(),
+        Kind::File { content: Content::File(path), .. } => std::fs::read(path).unwrap(),
+        other => panic!("not a file: {other:?}"),
+    }
+}
+
+fn link(tree: &Tree, path: &str) -> String {
+    match get(tree, path).unwrap_or_else(|| panic!("{path} is absent")).kind {
+        Kind::Symlink(target) => String::from_utf8(target).unwrap(),
+        other => panic!("{path} is {other:?}"),
+    }
+}
+
+#[test]
+fn every_file_holds_the_bytes_that_its_digest_names() {
+    for (path, entry) in assembled().tree.entries() {
+        if let Kind::File { size, digest, .. } = &entry.kind {
+            let bytes = bytes(entry);
+            assert_eq!((Digest::of(&bytes), bytes.len() as u64), (*digest, *size), "{path}");
+        }
+    }
+}
+
+#[test]
+fn owners_are_those_that_packages_and_scripts_asked_for() {
+    let tree = &assembled().tree;
+    let owner = |path: &str| get(tree, path).map(|entry| (entry.mode, entry.uid, entry.gid)).unwrap();
+    assert_eq!(owner("etc/shadow"), (0o640, 0, 42));
+    assert_eq!(owner("usr/sbin/unix_chkpwd"), (0o2755, 0, 42));
+    assert_eq!(owner("usr/lib/dbus-1.0/dbus-daemon-launch-helper"), (0o4754, 0, 103));
+    assert_eq!(owner("etc/chrony/chrony.keys"), (0o640, 0, 102));
+    // The role's layer, with a user that the role fixes.
+    assert_eq!(owner("usr/share/factory/var/lib/nfs").1, 103);
+}
+
+#[test]
+fn what_belongs_to_one_machine_or_one_build_is_gone() {
+    let tree = &assembled().tree;
+    assert_eq!(text(tree, "etc/machine-id"), "");
+    assert_eq!(link(tree, "etc/resolv.conf"), "../run/systemd/resolve/stub-resolv.conf");
+    for path in ["etc/hostname", "etc/passwd-", "etc/iscsi/initiatorname.iscsi", "boot/vmlinuz"] {
+        assert!(get(tree, path).is_none(), "{path}");
+    }
+    let day = (EPOCH / 86_400).to_string();
+    for line in text(tree, "etc/shadow").lines() {
+        let changed = line.split(':').nth(2).unwrap();
+        assert!(changed.is_empty() || changed == day, "{line}");
+    }
+    for (path, entry) in tree.entries() {
+        let text = path.to_string();
+        let log = text.starts_with("/usr/share/factory/var/log/") && !matches!(entry.kind, Kind::Directory);
+        assert!(!log && !text.contains(".kimage-") && !text.contains(".dpkg-new"), "{text}");
+    }
+}
+
+#[test]
+fn var_is_a_mount_point_and_its_content_a_template() {
+    let tree = &assembled().tree;
+    let var = TreePath::parse(b"var").unwrap();
+    let left: Vec<String> = tree.subtree(&var).map(|(path, _)| path.to_string()).collect();
+    assert_eq!(left, ["/var", "/var/lib", "/var/lib/dpkg"]);
+    let status = text(tree, "usr/lib/sysimage/dpkg/status");
+    assert!(status.contains("Package: open-iscsi\nStatus: install ok installed\n"));
+    assert!(status.contains("Package: bash\n") && !status.contains("unpacked"));
+    assert_eq!(text(tree, "usr/share/factory/var/lib/test/file"), "x");
+    assert_eq!(get(tree, "usr/share/factory/var/lib/component/data").unwrap().mode, 0o600);
+    assert_eq!(get(tree, "usr/lib/kimage/script").unwrap().mode, 0o755);
+}
+
+#[test]
+fn units_run_as_the_definition_says_and_no_others() {
+    let tree = &assembled().tree;
+    let system = TreePath::parse(b"etc/systemd/system").unwrap();
+    let links = tree.subtree(&system).filter(|(_, entry)| matches!(entry.kind, Kind::Symlink(_)));
+    let links: BTreeSet<String> = links.map(|(path, _)| path.to_string()).collect();
+    assert!(links.contains("/etc/systemd/system/multi-user.target.wants/chrony.service"), "{links:?}");
+    assert!(links.contains("/etc/systemd/system/sockets.target.wants/iscsid.socket"), "{links:?}");
+    assert_eq!(link(tree, "etc/systemd/system/apt-daily.timer"), "/dev/null");
+    assert!(!links.iter().any(|link| link.contains("open-iscsi") || link.contains("e2scrub")), "{links:?}");
+}
+
+#[test]
+fn the_kernel_is_beside_the_tree_and_its_modules_in_it() {
+    let assembled = assembled();
+    let tree = &assembled.tree;
+    let modules = format!("usr/lib/modules/{}", assembled.kernel.version);
+    let dep = text(tree, &format!("{modules}/modules.dep"));
+    assert!(dep.contains("virtio_net.ko"));
+    assert!(!dep.contains("kernel/drivers/media/") && get(tree, &format!("{modules}/kernel/sound")).is_none());
+    for line in dep.lines() {
+        let module = line.split(':').next().unwrap();
+        assert!(get(tree, &format!("{modules}/{module}")).is_some(), "{module}");
+    }
+    let image = bytes(&assembled.kernel.image);
+    // Documentation/arch/x86/boot.rst: magic of the setup header.
+    assert_eq!(&image[0x202..0x206], b"HdrS");
+    assert_eq!(&bytes(&assembled.kernel.stub)[..2], b"MZ");
+    assert_eq!(&bytes(&assembled.kernel.boot_loader)[..2], b"MZ");
+    assert!(get(tree, "usr/lib/systemd/boot/efi").is_none());
+}
+
+#[test]
+fn every_package_is_listed_with_its_licence() {
+    let assembled = assembled();
+    let names: BTreeSet<&str> = assembled.packages.iter().map(|package| package.name.as_str()).collect();
+    assert!(ROLE_PACKAGES.iter().all(|name| names.contains(name)));
+    let without: Vec<&str> =
+        assembled.packages.iter().filter(|package| package.licence.is_none()).map(|p| p.name.as_str()).collect();
+    assert!(without.is_empty(), "{without:?}");
+}
+
+/// Runs in a child process of the next test, as another user.
+#[test]
+#[ignore = "the child of the next test"]
+fn child_prints_a_fingerprint() {
+    let folder = PathBuf::from(std::env::var_os("KIMAGE_TEST_FOLDER").unwrap());
+    println!("fingerprint {}", fingerprint(&assembled_in(&folder, 1).tree));
+}
+
+#[test]
+fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
+    assert!(rustix::process::geteuid().is_root(), "run this test as root: it becomes another user");
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("a longer name");
+    std::fs::create_dir(&other).unwrap();
+    for path in [folder.path(), &other] {
+        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+    }
+    let script = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" --ignored --exact --nocapture child_prints_a_fingerprint";
+    let output = Tool::new("/bin/sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env("PATH", "/usr/bin:/bin")
+        .env("TMPDIR", &other)
+        .env("KIMAGE_TEST_FOLDER", &other)
+        .inherit(&["KIMAGE_TEST_DEBS"])
+        .run()
+        .unwrap();
+    let output = String::from_utf8(output).unwrap();
+    let theirs = output.lines().find_map(|line| line.split_once("fingerprint ")).unwrap().1;
+    assert_eq!(theirs, fingerprint(&assembled().tree).to_string());
+}
+
+#[test]
+fn a_user_that_the_definition_does_not_fix_is_named_with_the_lines_to_add() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut definition, lock, store) = workplace(folder.path());
+    definition.role.manifest.users.retain(|user| user.name != "statd");
+    // A role's failure must not cost the base: it is cached.
+    let run = |definition: &Definition| {
+        assemble(definition, &lock, &store, Baked::default(), &Progress::silent(), &options(2))
+    };
+    let error = run(&definition).unwrap_err();
+    assert!(format!("{error:#}").contains("statd"), "{error:#}");
+    let hints: String = kimage_builder::failure::hints(&error).collect();
+    assert!(hints.contains("[[users]]\nname = \"statd\"\nuid = "), "{hints}");
+    definition.role.manifest.units.enable = vec!["nonesuch.service".into()];
+    definition.role.manifest.users = toml::from_str::<RoleManifest>(ROLE).unwrap().users;
+    let error = format!("{:#}", run(&definition).unwrap_err());
+    assert!(error.contains("roles/worker/role.toml") && error.contains("nonesuch.service"), "{error}");
+}
