@@ -1,6 +1,7 @@
 //! The root filesystem as a value: a sorted map from path to entry, with owners, modes and content digests, that
 //! needs no root privilege to hold and gives the same bytes on every machine.
 
+pub mod containerd;
 pub mod sandbox;
 
 use std::collections::BTreeMap;
