@@ -1,4 +1,3 @@
-// LEAD NOTE: read LEAD-NOTE.md at the top of this worktree first (archive is already written on main: git merge main).
 //! What the user wrote: an image (`images/<name>/image.toml`), a role (`roles/<name>/role.toml`) and the components
 //! that the role names. Unknown keys, wrong types and bad names are refused with file and line.
 

@@ -6,6 +6,7 @@ pub mod checksums;
 pub mod cyclonedx;
 pub mod folder;
 pub mod manifest;
+pub mod pcr;
 pub mod provenance;
 pub mod spdx;
 

@@ -1,4 +1,3 @@
-// LEAD NOTE: read LEAD-NOTE.md at the top of this worktree.
 //! Everything that needs a private key, and the formats in which firmware wants signatures and keys.
 
 pub mod authenticode;

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod layer;
 pub mod leave_out;
 pub mod normalise;
+pub mod containerd;
 pub mod sandbox;
 pub mod scan;
 pub mod units;
