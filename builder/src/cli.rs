@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::builder::TypedValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
+use crate::pipeline::DiskFormat;
 use crate::progress::Verbosity;
 
 const EXAMPLES: &str = "\
 Examples:
   kimage doctor                                    can this host build?
   kimage build --role control-plane                out/control-plane/ with disk.raw, manifest, SBOM, signature
-  kimage build --role worker --format qcow2,ova    more disk formats
+  kimage build --role worker --format raw           one disk format only
   kimage lock --update                             move to the archive's newest packages, print what changes
   kimage verify out/worker                         derive every claim again from the bytes
   kimage run out/worker                            boot it in QEMU
@@ -106,23 +108,6 @@ pub struct ImageArgument {
     pub image: String,
 }
 
-/// A disk format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Format {
-    /// disk.raw: the disk itself
-    Raw,
-    /// disk.qcow2: QEMU, libvirt, OpenStack, Proxmox
-    Qcow2,
-    /// disk.vmdk: VMware, stream-optimised
-    Vmdk,
-    /// disk.ova: vSphere
-    Ova,
-    /// disk.vhd: Azure, fixed size
-    Vhd,
-    /// disk.tar.gz: Google Compute Engine
-    Gce,
-}
-
 /// `kimage build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -141,8 +126,8 @@ pub struct Build {
     #[command(flatten)]
     pub image: ImageArgument,
     /// Disk formats, separated by commas
-    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "raw")]
-    pub format: Vec<Format>,
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "raw,qcow2")]
+    pub format: Vec<DiskFormat>,
     /// Folder that gets the folder of the role
     #[arg(long, value_name = "OUT", default_value = "out", value_hint = ValueHint::DirPath)]
     pub output: PathBuf,
@@ -158,6 +143,12 @@ pub struct Build {
     /// Never touch the network: all inputs must be in the store (see `kimage vendor`)
     #[arg(long)]
     pub offline: bool,
+    /// Where Go modules come from, as GOPROXY [default: the user's own Go settings]
+    #[arg(long, value_name = "GOPROXY")]
+    pub go_proxy: Option<String>,
+    /// Threads; their number never changes a byte [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024).map(usize::from))]
+    pub jobs: Option<usize>,
     /// Print the manifest on standard output
     #[arg(long)]
     pub json: bool,
@@ -180,7 +171,13 @@ pub struct Lock {
     /// Move to the newest versions
     #[arg(long)]
     pub update: bool,
-    /// Print the differences as JSON on standard output
+    /// Print the packages of the lock instead of changing it
+    #[arg(long, conflicts_with = "update")]
+    pub list: bool,
+    /// With --list: only what these roles hold (repeatable)
+    #[arg(long, value_name = "NAME", requires = "list")]
+    pub role: Vec<String>,
+    /// Print the differences, or the list, as JSON on standard output
     #[arg(long)]
     pub json: bool,
 }

@@ -1,7 +1,10 @@
 //! What the commands do. Only they and the pipeline see all stages.
 
+mod build;
 mod completion;
 mod doctor;
+mod keys;
+mod lock;
 mod vendor;
 
 use std::io::{self, Write};
@@ -70,13 +73,13 @@ pub fn run(cli: Cli) -> Result<()> {
         progress,
     };
     match cli.command {
-        Command::Build(_) => bail!("`kimage build` is not wired yet"),
-        Command::Lock(_) => bail!("`kimage lock` is not wired yet"),
+        Command::Build(arguments) => build::run(&arguments, &context),
+        Command::Lock(arguments) => lock::run(&arguments, &context),
         Command::Vendor(arguments) => vendor::run(&arguments, &context),
         Command::Verify(_) => bail!("`kimage verify` is not wired yet"),
         Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
         Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
-        Command::Keys(Keys::New(_)) => bail!("`kimage keys new` is not wired yet"),
+        Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
         Command::Run(_) => bail!("`kimage run` is not wired yet"),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),
         Command::Completion(arguments) => completion::run(&arguments),

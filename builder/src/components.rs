@@ -22,7 +22,7 @@ use crate::definition::Component;
 use crate::definition::component::{GuestPath, Image, Source};
 use crate::digest::{Digest, Hasher};
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::Network;
+use crate::download::Network;
 use crate::lock::{Lock, LockedToolchain};
 use crate::progress::Progress;
 use crate::store::Store;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::failure;
-use crate::inputs::{Policy, document_with};
+use crate::download::{Policy, document_with};
 use crate::progress::{Progress, bytes};
 use crate::store::Store;
 

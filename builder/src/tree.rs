@@ -6,6 +6,7 @@
 //! ```
 
 mod assemble;
+pub mod bake;
 pub mod configure;
 pub mod control;
 pub mod deb;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use kimage_builder::digest::Digest;
-use kimage_builder::inputs::{Request, vendor};
+use kimage_builder::download::{Request, vendor};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 use kimage_builder::tool::Tool;

@@ -13,7 +13,7 @@ use kimage_builder::components::{self, Access, BuiltComponent, vendor_files};
 use kimage_builder::definition::{Component, Toolchains};
 use kimage_builder::digest::Digest;
 use kimage_builder::failure::{ExitCode, exit_code, hints};
-use kimage_builder::inputs::Network;
+use kimage_builder::download::Network;
 use kimage_builder::lock::{Lock, LockedComponent, LockedToolchain};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;

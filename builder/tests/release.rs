@@ -7,6 +7,7 @@ use std::process::Command;
 use kimage_builder::digest::Digest;
 use kimage_builder::release::bill::{Bill, ComponentEntry, GoModule, Package};
 use kimage_builder::release::manifest::{Component, FileRecord, Kernel, Keys, Manifest, Partition, Root};
+use kimage_builder::release::pcr::Pcr11;
 use kimage_builder::release::{self, names};
 use kimage_builder::sign::{Identity, Purpose, Signer};
 use ring::signature::{Ed25519KeyPair, KeyPair};
@@ -74,7 +75,7 @@ fn manifest() -> Manifest {
             version: "6.8.0-149-generic".to_owned(),
             command_line: "console=ttyS0".to_owned(),
             authenticode: digest,
-            pcr11_sha256: digest,
+            pcr11: Pcr11 { kernel: digest, sysinit: digest, ready: digest },
         },
         partitions: vec![Partition {
             name: "esp".to_owned(),

@@ -13,7 +13,7 @@ use crate::definition::Image;
 use crate::definition::image::Suite;
 use crate::digest::Digest;
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::{self, Network, Request};
+use crate::download::{self, Network, Request};
 use crate::progress::Progress;
 use crate::store::Store;
 
@@ -61,7 +61,7 @@ pub fn fetch(
         }
         suites.push(state);
     }
-    inputs::fetch(&requests, store, Network::Online, progress).context("fetch package indexes")?;
+    download::fetch(&requests, store, Network::Online, progress).context("fetch package indexes")?;
     let mut packages = Vec::new();
     for (suite, name, digest) in files {
         let path = store
@@ -102,7 +102,7 @@ fn release(
     progress: &Progress,
 ) -> Result<SuiteState> {
     let urls = mirrors.urls(&format!("dists/{}/InRelease", suite.name));
-    let bytes = inputs::document(&urls, signed::LIMIT, progress).with_context(|| {
+    let bytes = download::document(&urls, signed::LIMIT, progress).with_context(|| {
         let hint = "is the archive reachable? name another mirror with --mirror URL, or build on another base: --image debian-13";
         Failure::new(ExitCode::Fetch, format!("fetch suite {}", suite.name)).hint(hint)
     })?;

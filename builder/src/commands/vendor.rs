@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use super::Context;
 use crate::cli::Vendor;
-use crate::inputs::vendor::{Summary, import};
+use crate::download::vendor::{Summary, import};
 use crate::progress::bytes;
 
 pub(super) fn run(arguments: &Vendor, context: &Context) -> Result<()> {

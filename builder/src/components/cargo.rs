@@ -13,7 +13,7 @@ use crate::definition::Component;
 use crate::definition::component::{Cargo, files_below};
 use crate::digest::Hasher;
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::Network;
+use crate::download::Network;
 use crate::lock::LockedToolchain;
 use crate::progress::Task;
 use crate::tool::{Tool, tail};

@@ -10,7 +10,7 @@ use super::{Access, GoModule, go_proxy, licence, overlay, watch};
 use crate::definition::Component;
 use crate::definition::component::{FILE_NAME, Go, GoBinary, files_below};
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::Network;
+use crate::download::Network;
 use crate::progress::{Progress, Task};
 use crate::store::Store;
 use crate::tool::{Tool, tail};

@@ -12,7 +12,7 @@ use zip::ZipArchive;
 use super::{Access, go_proxy, module_hash};
 use crate::digest::{Digest, Hasher};
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::{self, Network};
+use crate::download::{self, Network};
 use crate::lock::LockedToolchain;
 use crate::progress::Progress;
 use crate::store::Store;
@@ -110,7 +110,7 @@ fn download(pin: &LockedToolchain, zip: &Path, access: &Access, progress: &Progr
             .hint("set GOPROXY=https://...")
             .into());
     }
-    let bytes = inputs::document(&urls, LARGEST_ZIP, progress).with_context(|| format!("fetch {name}"))?;
+    let bytes = download::document(&urls, LARGEST_ZIP, progress).with_context(|| format!("fetch {name}"))?;
     fs::write(zip, bytes).with_context(|| format!("write {}", zip.display()))
 }
 

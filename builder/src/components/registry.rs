@@ -20,7 +20,7 @@ use super::{Bench, OciImage, Products};
 use crate::definition::component::Registry;
 use crate::digest::{Digest, Hasher};
 use crate::failure::{ExitCode, Failure};
-use crate::inputs::Network;
+use crate::download::Network;
 use crate::progress::Task;
 
 /// Manifests, indexes and configurations that kimage understands.

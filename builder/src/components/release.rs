@@ -12,7 +12,7 @@ use zip::ZipArchive;
 use super::{Bench, Product, Products};
 use crate::definition::Component;
 use crate::definition::component::{Archive, Release};
-use crate::inputs::{self, Request};
+use crate::download::{self, Request};
 
 /// Most bytes that an archive may unpack to.
 const MOST_BYTES: u64 = 8 << 30;
@@ -31,7 +31,7 @@ pub(super) fn take(
         digest: release.sha256,
         size: release.size,
     };
-    inputs::fetch(&[request], bench.store, bench.access.network, bench.progress)?;
+    download::fetch(&[request], bench.store, bench.access.network, bench.progress)?;
     let blob = bench
         .store
         .blob(&release.sha256)?

@@ -9,7 +9,7 @@ use super::go::{Workspace, escape};
 use super::{ARTIFACT, Access, Bench, content_key, go_toolchain};
 use crate::definition::Component;
 use crate::definition::component::Source;
-use crate::inputs::Network;
+use crate::download::Network;
 use crate::lock::Lock;
 use crate::progress::Progress;
 use crate::store::Store;

@@ -44,6 +44,8 @@ pub struct ComponentManifest {
     pub version: String,
     /// SPDX expression of what the component's own code is licensed under.
     pub license: String,
+    /// Commands that print the version on the machine, each a program with its arguments: the self-test runs them.
+    pub version_commands: Vec<Vec<String>>,
     /// Where the bytes come from.
     pub source: Source,
     /// Container images made from the component's files.
@@ -108,6 +110,8 @@ struct RawManifest {
     title: String,
     version: String,
     license: String,
+    #[serde(default)]
+    version_commands: Vec<Vec<String>>,
     go: Option<Go>,
     release: Option<Release>,
     registry: Option<Registry>,
@@ -140,6 +144,7 @@ impl TryFrom<RawManifest> for ComponentManifest {
             title: raw.title,
             version: raw.version,
             license: raw.license,
+            version_commands: raw.version_commands,
             source,
             images: raw.image,
         };

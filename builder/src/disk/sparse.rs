@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
+use crate::digest::{Digest, Hasher};
 use rustix::fs::{SeekFrom, copy_file_range, seek};
 use rustix::io::Errno;
 
@@ -58,6 +59,34 @@ fn copy_by_hand(from: &File, to: &File, start: u64, end: u64, offset: u64) -> io
         position += length as u64;
     }
     Ok(())
+}
+
+/// The digest of `length` bytes of `file` from `start` on; holes are not read but hashed as the zeros they are.
+pub fn digest(file: &File, start: u64, length: u64) -> io::Result<Digest> {
+    use std::os::unix::fs::FileExt;
+
+    const PIECE: usize = 1 << 18;
+    let zeros = vec![0; PIECE];
+    let mut buffer = vec![0; PIECE];
+    let mut hasher = Hasher::new();
+    let mut position = start;
+    let end = start + length;
+    while position < end {
+        let (data, stop) = next_data(file, position)?.unwrap_or((end, end));
+        let (data, stop) = (data.clamp(position, end), stop.clamp(position, end));
+        while position < data {
+            let count = PIECE.min((data - position) as usize);
+            hasher.update(&zeros[..count]);
+            position += count as u64;
+        }
+        while position < stop {
+            let count = PIECE.min((stop - position) as usize);
+            file.read_exact_at(&mut buffer[..count], position)?;
+            hasher.update(&buffer[..count]);
+            position += count as u64;
+        }
+    }
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]

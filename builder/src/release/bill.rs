@@ -1,6 +1,56 @@
 //! What an image is made of, as the bills of materials and the provenance need it.
 
+use anyhow::{Context, Result};
+
+use crate::components::BuiltComponent;
 use crate::digest::Digest;
+use crate::lock::Lock;
+use crate::partitions::root::content;
+use crate::tree::{Assembled, TreePath};
+
+/// The bill of an image: what the lock and the built components say, for the packages that are in the tree.
+pub fn of(lock: &Lock, role: &str, assembled: &Assembled, built: &[BuiltComponent]) -> Result<Bill> {
+    let (distribution, distribution_version) = distribution(assembled)?;
+    let packages = lock.packages_of(role).map(|package| Package {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        architecture: package.architecture.clone(),
+        source: package.source.clone(),
+        path: package.path.clone(),
+        sha256: package.sha256,
+    });
+    let components = built.iter().map(|component| {
+        let locked = lock.component.iter().find(|locked| locked.name == component.name);
+        let locked = locked.with_context(|| format!("component {} is not in the lock", component.name))?;
+        let modules = component.go_modules.iter().map(|module| GoModule {
+            path: module.path.clone(),
+            version: module.version.clone(),
+            sum: module.sum.clone(),
+        });
+        Ok(ComponentEntry {
+            name: component.name.clone(),
+            version: component.version.clone(),
+            source: locked.source,
+            go_modules: modules.collect(),
+            files: component.files.iter().map(|file| (file.path.clone(), file.digest)).collect(),
+        })
+    });
+    let (mut packages, mut components) = (packages.collect::<Vec<_>>(), components.collect::<Result<Vec<_>>>()?);
+    packages.sort_by(|a, b| a.name.cmp(&b.name));
+    components.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Bill { distribution, distribution_version, packages, components })
+}
+
+/// `ID` and `VERSION_ID` of the base's os-release.
+fn distribution(assembled: &Assembled) -> Result<(String, String)> {
+    let entry = assembled.tree.get(&TreePath::parse(b"usr/lib/os-release")?).context("no /usr/lib/os-release")?;
+    let text = String::from_utf8(content(entry)?).context("/usr/lib/os-release")?;
+    let value = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.map(|value| value.trim_matches('"').to_owned()).with_context(|| format!("/usr/lib/os-release has no {key}"))
+    };
+    Ok((value("ID")?, value("VERSION_ID")?))
+}
 
 /// Everything that went into an image.
 #[derive(Debug, Clone, Default)]

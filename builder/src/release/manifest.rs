@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
+use super::pcr::Pcr11;
 use crate::digest::Digest;
 use crate::failure::{ExitCode, Failure};
 
@@ -95,8 +96,8 @@ pub struct Kernel {
     pub command_line: String,
     /// Authenticode digest of the UKI: the same with and without signature.
     pub authenticode: Digest,
-    /// Expected TPM PCR 11 (SHA-256 bank) after systemd-stub has measured the UKI.
-    pub pcr11_sha256: Digest,
+    /// Expected values of TPM PCR 11, SHA-256 bank.
+    pub pcr11: Pcr11,
 }
 
 /// One partition.

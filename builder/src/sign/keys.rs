@@ -162,6 +162,11 @@ pub fn release_public_pem(key: &[u8]) -> String {
     pem::encode("PUBLIC KEY", &der::sequence(&[&algorithm, &der::element(der::BIT_STRING, &[&[0], key])]))
 }
 
+/// A certificate as PEM, which `sbverify --cert` reads.
+pub fn certificate_pem(der: &[u8]) -> String {
+    pem::encode("CERTIFICATE", der)
+}
+
 /// The Ed25519 public key in PEM `text`.
 pub fn release_public_key(text: &str) -> Result<[u8; 32]> {
     let spki = pem::decode("PUBLIC KEY", text)?;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 
-#[path = "inputs/server.rs"]
+#[path = "download/server.rs"]
 mod server;
 
 use std::fs;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use kimage_builder::digest::Digest;
 use kimage_builder::failure::{ExitCode, exit_code, hints};
-use kimage_builder::inputs::{Network, Policy, Proxies, Request, document_with, fetch_with};
+use kimage_builder::download::{Network, Policy, Proxies, Request, document_with, fetch_with};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 use kimage_builder::tool::Tool;

@@ -2,7 +2,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 use crate::failure::exit_code;
-use crate::inputs::{Network, fetch};
+use crate::download::{Network, fetch};
 
 struct Site {
     store: Store,
