@@ -1,6 +1,8 @@
 //! Components from definition to files: with the real Go compiler on tiny modules, a module proxy in a folder, and
 //! web servers in this process.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test may panic")]
+
 #[path = "components/proxy.rs"]
 mod proxy;
 

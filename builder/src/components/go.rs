@@ -164,35 +164,8 @@ impl<'a> Workspace<'a> {
             .args(["version", "-m", "-json"])
             .arg(program)
             .run()?;
-        let info: BuildInfo = serde_json::from_slice(&bytes)
-            .with_context(|| format!("read the modules of {}", program.display()))?;
-        Ok(info.deps.into_iter().map(|module| self.linked(module)).collect())
-    }
-
-    fn linked(&self, module: Dependency) -> GoModule {
-        // A replacement with a version is a published module; one without is the copy that an overlay changed.
-        let (module, changed) = match module.replace {
-            Some(other) if !other.version.is_empty() && !other.path.starts_with('.') => (*other, false),
-            Some(_) => (
-                Dependency {
-                    replace: None,
-                    ..module
-                },
-                true,
-            ),
-            None => (module, false),
-        };
-        let folder = self
-            .modules
-            .join(format!("{}@{}", escape(&module.path), escape(&module.version)));
-        let licence = licence::of_folder(&folder);
-        GoModule {
-            path: module.path,
-            version: module.version,
-            sum: module.sum,
-            changed,
-            licence,
-        }
+        let context = || format!("read the modules of {}", program.display());
+        linked(&bytes, &self.modules).with_context(context)
     }
 
     fn tags(&self) -> Vec<String> {
@@ -313,6 +286,7 @@ struct Downloaded {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct BuildInfo {
+    main: Option<Dependency>,
     #[serde(default)]
     deps: Vec<Dependency>,
 }
@@ -326,6 +300,39 @@ struct Dependency {
     #[serde(default)]
     sum: String,
     replace: Option<Box<Dependency>>,
+}
+
+/// The modules of a program's build information (JSON of `go version -m`); `cache` is the module cache.
+fn linked(json: &[u8], cache: &Path) -> Result<Vec<GoModule>> {
+    let info: BuildInfo = serde_json::from_slice(json)?;
+    // The program's own module is a published one where the component builds a dependency's program.
+    let own = info
+        .main
+        .filter(|main| main.replace.is_some() || !matches!(main.version.as_str(), "" | "(devel)"));
+    let modules = own.into_iter().chain(info.deps).map(|module| {
+        // A replacement with a version is a published module; one without is the copy that an overlay changed.
+        let (module, changed) = match module.replace {
+            Some(other) if !other.path.starts_with('.') => (*other, false),
+            Some(_) => (
+                Dependency {
+                    replace: None,
+                    ..module
+                },
+                true,
+            ),
+            None => (module, false),
+        };
+        let folder = cache.join(format!("{}@{}", escape(&module.path), escape(&module.version)));
+        let licence = licence::of_folder(&folder);
+        GoModule {
+            path: module.path,
+            version: module.version,
+            sum: module.sum,
+            changed,
+            licence,
+        }
+    });
+    Ok(modules.collect())
 }
 
 /// `go: downloading path v1` as a message.
@@ -356,6 +363,28 @@ mod tests {
             escape("github.com/Azure/go-ansiterm"),
             "github.com/!azure/go-ansiterm"
         );
+    }
+
+    #[test]
+    fn a_dependencys_program_brings_its_module_and_replacements_count() {
+        let json = br#"{"Main":{"Path":"a/tool","Version":"v1","Sum":"h1:a"},"Deps":[
+            {"Path":"b","Version":"v0.0.0","Replace":{"Path":"b","Version":"v2","Sum":"h1:b"}},
+            {"Path":"c","Version":"v3","Replace":{"Path":"./overlay/c","Version":"(devel)"}}]}"#;
+        let modules = linked(json, Path::new("/absent")).unwrap();
+        let seen: Vec<_> = modules
+            .iter()
+            .map(|m| (m.path.as_str(), m.version.as_str(), m.sum.as_str(), m.changed))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("a/tool", "v1", "h1:a", false),
+                ("b", "v2", "h1:b", false),
+                ("c", "v3", "", true)
+            ]
+        );
+        let own = br#"{"Main":{"Path":"kimage.dev/x","Version":"(devel)"}}"#;
+        assert!(linked(own, Path::new("/absent")).unwrap().is_empty());
     }
 
     #[test]
