@@ -1,6 +1,8 @@
 //! The disk as tools that others wrote see it: `sgdisk`, `fsck.vfat`, `mtools`, `qemu-img` (Debian packages `gdisk`,
 //! `dosfstools`, `mtools`, `qemu-utils`).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +15,10 @@ use kimage_builder::partitions::esp::{Esp, EspFile};
 use kimage_builder::tool::Tool;
 
 fn tool(program: &str) -> Tool {
-    Tool::new(program).env("LC_ALL", "C").env("MTOOLS_SKIP_CHECK", "1").inherit(&["PATH"])
+    Tool::new(program)
+        .env("LC_ALL", "C")
+        .env("MTOOLS_SKIP_CHECK", "1")
+        .inherit(&["PATH"])
 }
 
 /// Bytes that do not compress, the same each time.
@@ -47,8 +52,14 @@ fn sample(root: usize) -> Sample {
     let folder = tempfile::tempdir().unwrap();
     let files = vec![
         ("EFI/BOOT/BOOTX64.EFI", noise(95_232, 1)),
-        ("EFI/Linux/kimage_2026.11.1-control-plane+3.efi", noise(9_000_001, 2)),
-        ("EFI/Linux/kimage_2026.11.2-control-plane+3.efi", b"another".to_vec()),
+        (
+            "EFI/Linux/kimage_2026.11.1-control-plane+3.efi",
+            noise(9_000_001, 2),
+        ),
+        (
+            "EFI/Linux/kimage_2026.11.2-control-plane+3.efi",
+            b"another".to_vec(),
+        ),
         ("EFI/systemd/systemd-bootx64.efi", noise(95_232, 1)),
         ("loader/entries.srel", b"type1\n".to_vec()),
         ("loader/keys/auto/PK.auth", noise(2047, 3)),
@@ -72,24 +83,49 @@ fn sample(root: usize) -> Sample {
     };
     let disk = disk::assemble(&content, &folder.path().join("disk.raw")).unwrap();
     let again = disk::assemble(&content, &folder.path().join("again.raw")).unwrap();
-    assert_eq!(Digest::of_file(&disk.path).unwrap(), Digest::of_file(&again.path).unwrap());
+    assert_eq!(
+        Digest::of_file(&disk.path).unwrap(),
+        Digest::of_file(&again.path).unwrap()
+    );
     fs::remove_file(again.path).unwrap();
-    Sample { folder, disk, files, root }
+    Sample {
+        folder,
+        disk,
+        files,
+        root,
+    }
 }
 
 #[test]
 fn sgdisk_finds_the_partitions_and_no_problems() {
     let sample = sample(5_000_000);
     let text = |arguments: &[&str]| {
-        let output = tool("sgdisk").args(arguments).arg(&sample.disk.path).run().unwrap();
+        let output = tool("sgdisk")
+            .args(arguments)
+            .arg(&sample.disk.path)
+            .run()
+            .unwrap();
         String::from_utf8(output).unwrap()
     };
     let verified = text(&["--verify"]);
     assert!(verified.contains("No problems found"), "{verified}");
     let root = text(&["--info=3"]).to_lowercase();
     let hash = Digest::of(b"root").to_string();
-    let uuid = format!("{}-{}-{}-{}-{}", &hash[..8], &hash[8..12], &hash[12..16], &hash[16..20], &hash[20..32]);
-    for part in ["4f68bce3-e8cd-4db1-96e7-fbcaf984b709", &uuid, "'root-a'", "1000000000000000", "partition size: 10240 "] {
+    let uuid = format!(
+        "{}-{}-{}-{}-{}",
+        &hash[..8],
+        &hash[8..12],
+        &hash[12..16],
+        &hash[16..20],
+        &hash[20..32]
+    );
+    for part in [
+        "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+        &uuid,
+        "'root-a'",
+        "1000000000000000",
+        "partition size: 10240 ",
+    ] {
         assert!(root.contains(part), "{part}: {root}");
     }
     let partition = &sample.disk.partitions[2];
@@ -98,7 +134,10 @@ fn sgdisk_finds_the_partitions_and_no_problems() {
     file.read_exact_at(&mut bytes, partition.start).unwrap();
     assert!(bytes == sample.root);
     assert_eq!(Gpt::read(&file).unwrap().partitions, sample.disk.partitions);
-    assert!(file.metadata().unwrap().blocks() * 512 < 40 << 20, "holes were filled");
+    assert!(
+        file.metadata().unwrap().blocks() * 512 < 40 << 20,
+        "holes were filled"
+    );
 }
 
 #[test]
@@ -107,19 +146,40 @@ fn fsck_and_mtools_read_the_boot_partition() {
     let partition = &sample.disk.partitions[0];
     let image = sample.path("esp.img");
     let mut bytes = vec![0; partition.size as usize];
-    File::open(&sample.disk.path).unwrap().read_exact_at(&mut bytes, partition.start).unwrap();
+    File::open(&sample.disk.path)
+        .unwrap()
+        .read_exact_at(&mut bytes, partition.start)
+        .unwrap();
     fs::write(&image, bytes).unwrap();
     let checked = tool("fsck.vfat").args(["-n", "-v"]).arg(&image).run().unwrap();
     let checked = String::from_utf8(checked).unwrap();
-    assert!(checked.contains("32 bits") || checked.contains("FAT32") || checked.contains("FATs, 32"), "{checked}");
+    assert!(
+        checked.contains("32 bits") || checked.contains("FAT32") || checked.contains("FATs, 32"),
+        "{checked}"
+    );
     for (path, data) in &sample.files {
         let copy = sample.path("copy");
-        tool("mcopy").args(["-n", "-o", "-i"]).arg(&image).arg(format!("::/{path}")).arg(&copy).run().unwrap();
+        tool("mcopy")
+            .args(["-n", "-o", "-i"])
+            .arg(&image)
+            .arg(format!("::/{path}"))
+            .arg(&copy)
+            .run()
+            .unwrap();
         assert!(&fs::read(&copy).unwrap() == data, "{path}");
     }
-    let listing = tool("mdir").args(["-i"]).arg(&image).arg("::/EFI/Linux").env("TZ", "UTC").run().unwrap();
+    let listing = tool("mdir")
+        .args(["-i"])
+        .arg(&image)
+        .arg("::/EFI/Linux")
+        .env("TZ", "UTC")
+        .run()
+        .unwrap();
     let listing = String::from_utf8(listing).unwrap();
-    assert!(listing.contains("kimage_2026.11.1-control-plane+3.efi") && listing.contains("2023-11-14"), "{listing}");
+    assert!(
+        listing.contains("kimage_2026.11.1-control-plane+3.efi") && listing.contains("2023-11-14"),
+        "{listing}"
+    );
 
     let file = File::open(&sample.disk.path).unwrap();
     let esp = Esp::read(&file, partition.start, partition.size).unwrap();
@@ -132,13 +192,30 @@ fn fsck_and_mtools_read_the_boot_partition() {
 #[test]
 fn our_reader_reads_what_another_wrote_into_the_filesystem() {
     let sample = sample(2_000_000);
-    let offset = format!("{}@@{}", sample.disk.path.display(), sample.disk.partitions[0].start);
+    let offset = format!(
+        "{}@@{}",
+        sample.disk.path.display(),
+        sample.disk.partitions[0].start
+    );
     let local = sample.path("local");
     fs::write(&local, noise(300_000, 9)).unwrap();
-    tool("mcopy").args(["-i", &offset]).arg(&local).arg("::/EFI/Linux/A Name of Another Kind.efi").run().unwrap();
-    tool("mren").args(["-i", &offset, "::/loader/loader.conf", "moved-loader.conf"]).run().unwrap();
+    tool("mcopy")
+        .args(["-i", &offset])
+        .arg(&local)
+        .arg("::/EFI/Linux/A Name of Another Kind.efi")
+        .run()
+        .unwrap();
+    tool("mren")
+        .args(["-i", &offset, "::/loader/loader.conf", "moved-loader.conf"])
+        .run()
+        .unwrap();
     let file = File::open(&sample.disk.path).unwrap();
-    let esp = Esp::read(&file, sample.disk.partitions[0].start, sample.disk.partitions[0].size).unwrap();
+    let esp = Esp::read(
+        &file,
+        sample.disk.partitions[0].start,
+        sample.disk.partitions[0].size,
+    )
+    .unwrap();
     assert!(esp.file("EFI/Linux/A Name of Another Kind.efi").unwrap() == noise(300_000, 9));
     assert!(esp.file("loader/moved-loader.conf").unwrap().is_empty());
 }
@@ -147,8 +224,17 @@ fn check_qcow2(raw: &Path, out: &Path) {
     let checked = tool("qemu-img").arg("check").arg(out).run().unwrap();
     let checked = String::from_utf8(checked).unwrap();
     assert!(checked.contains("No errors were found"), "{checked}");
-    let compared = tool("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]).arg(raw).arg(out).run().unwrap();
-    assert!(String::from_utf8(compared).unwrap().contains("Images are identical"));
+    let compared = tool("qemu-img")
+        .args(["compare", "-f", "raw", "-F", "qcow2"])
+        .arg(raw)
+        .arg(out)
+        .run()
+        .unwrap();
+    assert!(
+        String::from_utf8(compared)
+            .unwrap()
+            .contains("Images are identical")
+    );
 }
 
 #[test]
@@ -167,13 +253,22 @@ fn qemu_img_finds_the_qcow2_sound_and_equal_to_the_raw_disk() {
 fn qcow2_of_odd_shapes() {
     let folder = tempfile::tempdir().unwrap();
     let (raw, out) = (folder.path().join("raw"), folder.path().join("qcow2"));
-    let text: Vec<u8> = (0..3_000_000u32).flat_map(|number| format!("{number} ").into_bytes()).collect();
+    let text: Vec<u8> = (0..3_000_000u32)
+        .flat_map(|number| format!("{number} ").into_bytes())
+        .collect();
     for (size, pieces) in [
         (512, vec![(0, b"x".to_vec())]),
         (65536 + 512, vec![(65536, noise(512, 7))]),
         (1 << 20, vec![]),
         // Two level-1 entries, and text next to noise.
-        ((512 << 20) + 4096, vec![(1000, text), (300 << 20, noise(5_000_000, 8)), (512 << 20, noise(4096, 9))]),
+        (
+            (512 << 20) + 4096,
+            vec![
+                (1000, text),
+                (300 << 20, noise(5_000_000, 8)),
+                (512 << 20, noise(4096, 9)),
+            ],
+        ),
     ] {
         let file = File::create(&raw).unwrap();
         file.set_len(size).unwrap();

@@ -4,6 +4,8 @@
 //! Needs: qemu-system-x86, ovmf, swtpm, sbsigntool, binutils, gcc, cpio, curl, openssl, python3-venv, and an archive of
 //! Ubuntu and of Debian that answers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "secure_boot/fixtures.rs"]
 mod fixtures;
 #[path = "secure_boot/machine.rs"]
@@ -27,11 +29,26 @@ const REMOVABLE: &str = "EFI/BOOT/BOOTX64.EFI";
 
 fn uki(systemd: &SystemdBoot) -> Vec<u8> {
     let sections = [
-        Section { kind: SectionKind::OsRelease, data: OS_RELEASE },
-        Section { kind: SectionKind::CommandLine, data: COMMAND_LINE },
-        Section { kind: SectionKind::KernelRelease, data: b"6.8.0-test-generic" },
-        Section { kind: SectionKind::Linux, data: &KERNEL },
-        Section { kind: SectionKind::Initrd, data: &INITRD },
+        Section {
+            kind: SectionKind::OsRelease,
+            data: OS_RELEASE,
+        },
+        Section {
+            kind: SectionKind::CommandLine,
+            data: COMMAND_LINE,
+        },
+        Section {
+            kind: SectionKind::KernelRelease,
+            data: b"6.8.0-test-generic",
+        },
+        Section {
+            kind: SectionKind::Linux,
+            data: &KERNEL,
+        },
+        Section {
+            kind: SectionKind::Initrd,
+            data: &INITRD,
+        },
     ];
     assemble(&systemd.stub, &sections).unwrap()
 }
@@ -46,16 +63,34 @@ fn disk(folder: &Path, files: &[(&str, &[u8])]) -> Disk {
     fs::write(&root, b"no root here").unwrap();
     fs::write(&verity, b"nor a tree").unwrap();
     let esp: Vec<_> = files.iter().map(|(path, data)| EspFile { path, data }).collect();
-    let content = Content { esp: &esp, epoch: 0x6000_0000, root: &root, verity: &verity, root_hash: &Digest::of(b"") };
+    let content = Content {
+        esp: &esp,
+        epoch: 0x6000_0000,
+        root: &root,
+        verity: &verity,
+        root_hash: &Digest::of(b""),
+    };
     disk::assemble(&content, &folder.join("disk.raw")).unwrap()
 }
 
 fn assert_started(console: &str, uki: &[u8]) {
     assert!(console.contains("kimage.test=secure-boot"), "{console}");
-    assert!(console.to_lowercase().contains("secure boot enabled"), "{console}");
-    let expected = Pcr11::expected(&Uki::parse(uki).unwrap()).unwrap().kernel.to_string();
-    let line = console.lines().find(|line| line.contains("INIT pcr11")).unwrap_or_default();
-    assert!(line.to_lowercase().contains(&expected), "expected {expected}: {line}");
+    assert!(
+        console.to_lowercase().contains("secure boot enabled"),
+        "{console}"
+    );
+    let expected = Pcr11::expected(&Uki::parse(uki).unwrap())
+        .unwrap()
+        .kernel
+        .to_string();
+    let line = console
+        .lines()
+        .find(|line| line.contains("INIT pcr11"))
+        .unwrap_or_default();
+    assert!(
+        line.to_lowercase().contains(&expected),
+        "expected {expected}: {line}"
+    );
 }
 
 #[test]
@@ -75,7 +110,11 @@ fn the_boot_manager_starts_our_uki_counts_the_try_and_the_tpm_holds_what_we_fore
     assert_started(&console, &uki);
     let file = File::open(&disk.path).unwrap();
     let esp = Esp::read(&file, disk.partitions[0].start, disk.partitions[0].size).unwrap();
-    let names: Vec<_> = esp.files().map(|(path, _)| path).filter(|path| path.starts_with("EFI/Linux")).collect();
+    let names: Vec<_> = esp
+        .files()
+        .map(|(path, _)| path)
+        .filter(|path| path.starts_with("EFI/Linux"))
+        .collect();
     assert_eq!(names, ["EFI/Linux/kimage_1+2-1.efi"]);
 }
 
@@ -92,7 +131,10 @@ fn the_newer_stub_of_debian_13_starts_too() {
 fn a_changed_unsigned_or_foreign_uki_is_refused_by_the_firmware() {
     let own = uki(&NOBLE);
     let mut changed = signed(&own);
-    let place = changed.windows(COMMAND_LINE.len()).position(|window| window == COMMAND_LINE).unwrap();
+    let place = changed
+        .windows(COMMAND_LINE.len())
+        .position(|window| window == COMMAND_LINE)
+        .unwrap();
     changed[place] ^= 1;
     let foreign = authenticode::sign(&own, &KEYS.foreign).unwrap();
     let vars = ovmf_vars::enrolled(KEYS.own.identity()).unwrap();
@@ -100,8 +142,12 @@ fn a_changed_unsigned_or_foreign_uki_is_refused_by_the_firmware() {
         authenticode::verify(file, &KEYS.own.identity().database).unwrap_err();
         let folder = tempfile::tempdir().unwrap();
         let disk = disk(folder.path(), &[(REMOVABLE, file)]);
-        let console = Machine::start(&disk.path, &vars).wait_for(&["Access Denied", "Linux version", "INIT "]);
-        assert!(console.contains("Access Denied") && !console.contains("Linux version"), "{what}: {console}");
+        let console =
+            Machine::start(&disk.path, &vars).wait_for(&["Access Denied", "Linux version", "INIT "]);
+        assert!(
+            console.contains("Access Denied") && !console.contains("Linux version"),
+            "{what}: {console}"
+        );
     }
 }
 
@@ -127,11 +173,21 @@ fn firmware_in_setup_mode_takes_our_keys_from_the_boot_partition() {
 fn sbverify_and_objdump_agree_with_us() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("uki.efi");
-    let Keys { folder: keys, own, foreign } = &*KEYS;
+    let Keys {
+        folder: keys,
+        own,
+        foreign,
+    } = &*KEYS;
     let sbverify = |file: &[u8], certificate: &Path| {
         fs::write(&path, file).unwrap();
-        let output = tool("sbverify").arg("--cert").arg(certificate).arg(&path).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let output = tool("sbverify")
+            .arg("--cert")
+            .arg(certificate)
+            .arg(&path)
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert!(!said.contains("gap in section table"), "{said}");
         output.status.success()
     };
@@ -150,14 +206,23 @@ fn sbverify_and_objdump_agree_with_us() {
     }
     fs::write(&path, uki(&NOBLE)).unwrap();
     let headers = text(tool("objdump").arg("-h").arg(&path));
-    let names: Vec<_> = headers.lines().filter_map(|line| line.split_whitespace().nth(1)).filter(|name| name.starts_with('.')).collect();
+    let names: Vec<_> = headers
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter(|name| name.starts_with('.'))
+        .collect();
     let expected = [
-        ".text", ".rodata", ".data", ".sbat", ".sdmagic", ".reloc", ".osrel", ".cmdline", ".uname", ".linux", ".initrd",
+        ".text", ".rodata", ".data", ".sbat", ".sdmagic", ".reloc", ".osrel", ".cmdline", ".uname", ".linux",
+        ".initrd",
     ];
     assert_eq!(names, expected);
     // What sbsign signed, we accept too.
     let theirs = folder.path().join("theirs.efi");
-    let sign = tool("sbsign").arg("--key").arg(keys.join("db.key")).arg("--cert").arg(keys.join("db.crt"));
+    let sign = tool("sbsign")
+        .arg("--key")
+        .arg(keys.join("db.key"))
+        .arg("--cert")
+        .arg(keys.join("db.crt"));
     sign.arg("--output").arg(&theirs).arg(&path).run().unwrap();
     authenticode::verify(&fs::read(&theirs).unwrap(), &own.identity().database).unwrap();
 }
@@ -165,22 +230,35 @@ fn sbverify_and_objdump_agree_with_us() {
 #[test]
 fn openssl_checks_a_release_signature_and_reads_the_certificates() {
     let folder = tempfile::tempdir().unwrap();
-    let Keys { folder: keys, own, .. } = &*KEYS;
+    let Keys {
+        folder: keys, own, ..
+    } = &*KEYS;
     let (message, signature) = (folder.path().join("message"), folder.path().join("signature"));
     fs::write(&message, b"manifest").unwrap();
     fs::write(&signature, own.sign(Purpose::Release, b"manifest").unwrap()).unwrap();
     let verify = || {
-        let verify = tool("openssl").args(["pkeyutl", "-verify", "-rawin", "-pubin", "-inkey"]).arg(keys.join("release.pub"));
+        let verify = tool("openssl")
+            .args(["pkeyutl", "-verify", "-rawin", "-pubin", "-inkey"])
+            .arg(keys.join("release.pub"));
         verify.arg("-in").arg(&message).arg("-sigfile").arg(&signature)
     };
     assert!(text(verify()).contains("Signature Verified Successfully"));
     fs::write(&message, b"manifesT").unwrap();
     assert!(verify().run().is_err());
-    let key = text(tool("openssl").args(["pkey", "-noout", "-text", "-in"]).arg(keys.join("release.key")));
+    let key = text(
+        tool("openssl")
+            .args(["pkey", "-noout", "-text", "-in"])
+            .arg(keys.join("release.key")),
+    );
     assert!(key.to_lowercase().contains("ed25519"), "{key}");
     for name in ["PK", "KEK", "db"] {
         let path = keys.join(format!("{name}.crt"));
-        tool("openssl").args(["verify", "-CAfile"]).arg(&path).arg(&path).run().unwrap();
+        tool("openssl")
+            .args(["verify", "-CAfile"])
+            .arg(&path)
+            .arg(&path)
+            .run()
+            .unwrap();
     }
 }
 
@@ -188,12 +266,24 @@ fn openssl_checks_a_release_signature_and_reads_the_certificates() {
 fn virt_firmware_reads_our_variable_store() {
     let folder = tempfile::tempdir().unwrap();
     let environment = folder.path().join("venv");
-    tool("python3").args(["-m", "venv"]).arg(&environment).run().unwrap();
-    tool(&environment.join("bin/pip").display().to_string()).args(["install", "-q", "virt-firmware"]).run().unwrap();
+    tool("python3")
+        .args(["-m", "venv"])
+        .arg(&environment)
+        .run()
+        .unwrap();
+    tool(&environment.join("bin/pip").display().to_string())
+        .args(["install", "-q", "virt-firmware"])
+        .run()
+        .unwrap();
     let path = folder.path().join("vars.fd");
     fs::write(&path, ovmf_vars::enrolled(KEYS.own.identity()).unwrap()).unwrap();
     let program = environment.join("bin/virt-fw-vars").display().to_string();
-    let printed = text(tool(&program).arg("--input").arg(&path).args(["--print", "--verbose"]));
+    let printed = text(
+        tool(&program)
+            .arg("--input")
+            .arg(&path)
+            .args(["--print", "--verbose"]),
+    );
     for part in [
         "name=PK guid=guid:EfiGlobalVariable",
         "name=KEK guid=guid:EfiGlobalVariable",

@@ -9,7 +9,13 @@ use kimage_builder::tool::Tool;
 
 /// A child that finds programs where the tests' own shell does.
 pub(crate) fn tool(program: &str) -> Tool {
-    Tool::new(program).env("LC_ALL", "C").inherit(&["PATH", "HOME", "http_proxy", "https_proxy", "PIP_INDEX_URL"])
+    Tool::new(program).env("LC_ALL", "C").inherit(&[
+        "PATH",
+        "HOME",
+        "http_proxy",
+        "https_proxy",
+        "PIP_INDEX_URL",
+    ])
 }
 
 /// What a child printed.
@@ -30,7 +36,11 @@ pub(crate) static KEYS: LazyLock<Keys> = LazyLock::new(|| {
         create(&folder.join(name)).unwrap();
         FileSigner::load(&folder.join(name)).unwrap()
     };
-    Keys { own: make("own"), foreign: make("foreign"), folder: folder.join("own") }
+    Keys {
+        own: make("own"),
+        foreign: make("foreign"),
+        folder: folder.join("own"),
+    }
 });
 
 /// One fetch at a time, also between the test binaries of one `cargo test`.
@@ -42,19 +52,36 @@ struct Archive {
 }
 
 fn ubuntu() -> Archive {
-    let indices = ["dists/noble-updates/main/binary-amd64/Packages.gz", "dists/noble-updates/universe/binary-amd64/Packages.gz"];
-    Archive { base: "http://archive.ubuntu.com/ubuntu".to_owned(), indices }
+    let indices = [
+        "dists/noble-updates/main/binary-amd64/Packages.gz",
+        "dists/noble-updates/universe/binary-amd64/Packages.gz",
+    ];
+    Archive {
+        base: "http://archive.ubuntu.com/ubuntu".to_owned(),
+        indices,
+    }
 }
 
 /// The mirror that this host's own apt uses.
 fn debian() -> Archive {
     let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
-    let base = sources.iter().filter_map(|path| fs::read_to_string(path).ok()).find_map(|text| {
-        let words = text.lines().filter(|line| !line.starts_with('#')).flat_map(str::split_whitespace);
-        words.map(str::to_owned).find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"))
-    });
+    let base = sources
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .find_map(|text| {
+            let words = text
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .flat_map(str::split_whitespace);
+            words
+                .map(str::to_owned)
+                .find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"))
+        });
     let base = base.expect("apt on this host names a Debian mirror (needed for the EFI stub of trixie)");
-    let indices = ["dists/trixie/main/binary-amd64/Packages.xz", "dists/trixie-updates/main/binary-amd64/Packages.xz"];
+    let indices = [
+        "dists/trixie/main/binary-amd64/Packages.xz",
+        "dists/trixie-updates/main/binary-amd64/Packages.xz",
+    ];
     Archive { base, indices }
 }
 
@@ -75,7 +102,9 @@ impl Archive {
             let list = text(tool(reader).arg("-dc").arg(&packed));
             for stanza in list.split("\n\n") {
                 let field = |name: &str| {
-                    let line = stanza.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                    let line = stanza
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
                     line.map(str::to_owned)
                 };
                 if field("Package").is_some_and(|name| wanted(&name)) {
@@ -88,7 +117,12 @@ impl Archive {
         let (real, _) = kimage_builder::digest::Digest::of_file(&deb).unwrap();
         assert_eq!(real.to_string(), digest, "{path}");
         let scratch = tempfile::tempdir_in(&cache).unwrap();
-        tool("dpkg-deb").arg("-x").arg(&deb).arg(scratch.path()).run().unwrap();
+        tool("dpkg-deb")
+            .arg("-x")
+            .arg(&deb)
+            .arg(scratch.path())
+            .run()
+            .unwrap();
         fs::rename(scratch.keep(), &folder).unwrap();
         folder
     }
@@ -96,7 +130,12 @@ impl Archive {
     fn fetch(&self, path: &str, cache: &Path) -> PathBuf {
         let url = format!("{}/{path}", self.base);
         let file = cache.join(path.replace('/', "_"));
-        tool("curl").args(["-fsSL", "--retry", "3", "-o"]).arg(&file).arg(&url).run().unwrap();
+        tool("curl")
+            .args(["-fsSL", "--retry", "3", "-o"])
+            .arg(&file)
+            .arg(&url)
+            .run()
+            .unwrap();
         file
     }
 }
@@ -109,7 +148,10 @@ pub(crate) struct SystemdBoot {
 
 fn systemd_boot(folder: &Path) -> SystemdBoot {
     let read = |name: &str| fs::read(folder.join("usr/lib/systemd/boot/efi").join(name)).unwrap();
-    SystemdBoot { stub: read("linuxx64.efi.stub"), manager: read("systemd-bootx64.efi") }
+    SystemdBoot {
+        stub: read("linuxx64.efi.stub"),
+        manager: read("systemd-bootx64.efi"),
+    }
 }
 
 /// Version 255 of Ubuntu 24.04.
@@ -117,15 +159,21 @@ pub(crate) static NOBLE: LazyLock<SystemdBoot> =
     LazyLock::new(|| systemd_boot(&ubuntu().unpack("noble-systemd-boot", |name| name == "systemd-boot-efi")));
 
 /// Version 257 of Debian 13.
-pub(crate) static TRIXIE: LazyLock<SystemdBoot> =
-    LazyLock::new(|| systemd_boot(&debian().unpack("trixie-systemd-boot", |name| name == "systemd-boot-efi")));
+pub(crate) static TRIXIE: LazyLock<SystemdBoot> = LazyLock::new(|| {
+    systemd_boot(&debian().unpack("trixie-systemd-boot", |name| name == "systemd-boot-efi"))
+});
 
 /// A kernel of Ubuntu 24.04.
 pub(crate) static KERNEL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let wanted = |name: &str| name.starts_with("linux-image-6.8.0-") && name.ends_with("-generic");
     let boot = ubuntu().unpack("noble-kernel", wanted).join("boot");
     let mut entries = fs::read_dir(boot).unwrap().map(|entry| entry.unwrap().path());
-    fs::read(entries.find(|path| path.to_string_lossy().contains("vmlinuz")).unwrap()).unwrap()
+    fs::read(
+        entries
+            .find(|path| path.to_string_lossy().contains("vmlinuz"))
+            .unwrap(),
+    )
+    .unwrap()
 });
 
 /// An initrd whose `/init` reports and powers off.
@@ -133,6 +181,15 @@ pub(crate) static INITRD: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("init.c");
     fs::write(&source, include_str!("init.c")).unwrap();
-    tool("cc").args(["-static", "-O1", "-o"]).arg(folder.path().join("init")).arg(&source).run().unwrap();
-    tool("sh").args(["-c", "echo init | cpio --quiet -o -H newc"]).directory(folder.path()).run().unwrap()
+    tool("cc")
+        .args(["-static", "-O1", "-o"])
+        .arg(folder.path().join("init"))
+        .arg(&source)
+        .run()
+        .unwrap();
+    tool("sh")
+        .args(["-c", "echo init | cpio --quiet -o -H newc"])
+        .directory(folder.path())
+        .run()
+        .unwrap()
 });
