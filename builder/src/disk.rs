@@ -65,7 +65,11 @@ pub fn derived_guid(root_hash: &Digest, label: &str) -> Guid {
 /// The boot partition's parameters for the image with `root_hash`.
 pub fn esp_parameters(root_hash: &Digest, epoch: i64) -> Parameters {
     let [a, b, c, d, ..] = derived(root_hash, "esp-volume-id");
-    Parameters { size: esp::SIZE, volume_id: u32::from_le_bytes([a, b, c, d]), epoch }
+    Parameters {
+        size: esp::SIZE,
+        volume_id: u32::from_le_bytes([a, b, c, d]),
+        epoch,
+    }
 }
 
 /// The partitions of an image: `root` and `verity` are lengths in bytes. By the Discoverable Partitions Specification
@@ -76,22 +80,48 @@ pub fn layout(root_hash: &Digest, root: u64, verity: u64) -> Vec<Partition> {
     let mut start = ALIGNMENT;
     let mut partition = |name: &str, kind, guid, size: u64, read_only| {
         let size = size.max(1).next_multiple_of(ALIGNMENT);
-        let partition = Partition { name: name.to_owned(), kind, guid, start, size, read_only };
+        let partition = Partition {
+            name: name.to_owned(),
+            kind,
+            guid,
+            start,
+            size,
+            read_only,
+        };
         start += size;
         partition
     };
     vec![
-        partition("esp", PartitionType::Esp, derived_guid(root_hash, "esp"), esp::SIZE, false),
-        partition("root-a-verity", PartitionType::RootVerity, Guid::from_bytes(second), verity, true),
+        partition(
+            "esp",
+            PartitionType::Esp,
+            derived_guid(root_hash, "esp"),
+            esp::SIZE,
+            false,
+        ),
+        partition(
+            "root-a-verity",
+            PartitionType::RootVerity,
+            Guid::from_bytes(second),
+            verity,
+            true,
+        ),
         partition("root-a", PartitionType::Root, Guid::from_bytes(first), root, true),
     ]
 }
 
 /// Writes the raw disk to `out`. It appears there finished or not at all.
 pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
-    let length = |path: &Path| path.metadata().map(|data| data.len()).with_context(|| format!("{}", path.display()));
+    let length = |path: &Path| {
+        path.metadata()
+            .map(|data| data.len())
+            .with_context(|| format!("{}", path.display()))
+    };
     let (root, verity) = (length(content.root)?, length(content.verity)?);
-    ensure!(root > 0 && verity > 0, "root filesystem or its hash tree is empty");
+    ensure!(
+        root > 0 && verity > 0,
+        "root filesystem or its hash tree is empty"
+    );
     let partitions = layout(content.root_hash, root, verity);
     let end = partitions.last().map_or(ALIGNMENT, |last| last.start + last.size);
     let disk = Disk {
@@ -129,9 +159,14 @@ pub(crate) fn write_beside(out: &Path, fill: impl FnOnce(&File) -> Result<()>) -
         _ => Path::new("."),
     };
     let context = || format!("write {}", out.display());
-    let file = tempfile::Builder::new().prefix(".kimage-").tempfile_in(folder).with_context(context)?;
+    let file = tempfile::Builder::new()
+        .prefix(".kimage-")
+        .tempfile_in(folder)
+        .with_context(context)?;
     fill(file.as_file()).with_context(context)?;
-    file.as_file().set_permissions(Permissions::from_mode(0o644)).with_context(context)?;
+    file.as_file()
+        .set_permissions(Permissions::from_mode(0o644))
+        .with_context(context)?;
     file.as_file().sync_data().with_context(context)?;
     file.persist(out).with_context(context)?;
     Ok(())
@@ -143,11 +178,22 @@ mod tests {
 
     #[test]
     fn names_types_and_identifiers_follow_from_the_root_hash() {
-        let hash: Digest = "00112233445566778899aabbccddeeff0123456789abcdeffedcba9876543210".parse().unwrap();
+        let hash: Digest = "00112233445566778899aabbccddeeff0123456789abcdeffedcba9876543210"
+            .parse()
+            .unwrap();
         let partitions = layout(&hash, 3 << 20, 4097);
-        assert_eq!(partitions[2].guid.to_string(), "00112233-4455-6677-8899-aabbccddeeff");
-        assert_eq!(partitions[1].guid.to_string(), "01234567-89ab-cdef-fedc-ba9876543210");
-        let places: Vec<_> = partitions.iter().map(|partition| (partition.start >> 20, partition.size >> 20)).collect();
+        assert_eq!(
+            partitions[2].guid.to_string(),
+            "00112233-4455-6677-8899-aabbccddeeff"
+        );
+        assert_eq!(
+            partitions[1].guid.to_string(),
+            "01234567-89ab-cdef-fedc-ba9876543210"
+        );
+        let places: Vec<_> = partitions
+            .iter()
+            .map(|partition| (partition.start >> 20, partition.size >> 20))
+            .collect();
         assert_eq!(places, [(1, 256), (257, 1), (258, 3)]);
         assert_ne!(derived_guid(&hash, "esp"), derived_guid(&hash, "disk-uuid"));
         assert_ne!(derived(&hash, "esp"), derived(&Digest::of(b""), "esp"));

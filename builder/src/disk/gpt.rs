@@ -72,8 +72,15 @@ pub struct Gpt {
 /// Writes both tables and the protective MBR of a disk of `size` bytes into `disk`, which has that length.
 pub fn write(mut disk: &File, size: u64, guid: Guid, partitions: &[Partition]) -> Result<()> {
     let mut table = gptman::GPT::new_from(&mut disk, SECTOR, guid.to_disk()).context("partition table")?;
-    ensure!(table.header.backup_lba == size / SECTOR - 1, "disk is not {size} bytes long");
-    ensure!(partitions.len() <= ENTRIES as usize, "{} partitions", partitions.len());
+    ensure!(
+        table.header.backup_lba == size / SECTOR - 1,
+        "disk is not {size} bytes long"
+    );
+    ensure!(
+        partitions.len() <= ENTRIES as usize,
+        "{} partitions",
+        partitions.len()
+    );
     for (number, partition) in (1..).zip(partitions) {
         ensure!(
             partition.name.is_ascii() && partition.name.len() <= 36,
@@ -99,12 +106,22 @@ impl Gpt {
     /// its content: a table that two readers could understand differently is refused.
     pub fn read(disk: &File) -> Result<Self> {
         let size = disk.metadata().context("disk")?.len();
-        ensure!(size >= PRIMARY + BACKUP && size.is_multiple_of(SECTOR), "disk of {size} bytes holds no partition table");
+        ensure!(
+            size >= PRIMARY + BACKUP && size.is_multiple_of(SECTOR),
+            "disk of {size} bytes holds no partition table"
+        );
         let table = read_primary(disk)?;
-        let mut gpt = Self { guid: Guid::from_disk(table.header.disk_guid), partitions: Vec::new() };
+        let mut gpt = Self {
+            guid: Guid::from_disk(table.header.disk_guid),
+            partitions: Vec::new(),
+        };
         for (number, entry) in table.iter().filter(|(_, entry)| entry.is_used()) {
-            ensure!(number as usize == gpt.partitions.len() + 1, "partition {number} follows an empty entry");
-            gpt.partitions.push(partition(entry, size).with_context(|| format!("partition {number}"))?);
+            ensure!(
+                number as usize == gpt.partitions.len() + 1,
+                "partition {number} follows an empty entry"
+            );
+            gpt.partitions
+                .push(partition(entry, size).with_context(|| format!("partition {number}"))?);
         }
         gpt.compare(disk, size)?;
         Ok(gpt)
@@ -123,10 +140,14 @@ impl Gpt {
         for (place, length, what) in [(0, PRIMARY, "first"), (size - BACKUP, BACKUP, "second")] {
             let read = |file: &File| -> Result<Vec<u8>> {
                 let mut bytes = vec![0; length as usize];
-                file.read_exact_at(&mut bytes, place).context("read partition table")?;
+                file.read_exact_at(&mut bytes, place)
+                    .context("read partition table")?;
                 Ok(bytes)
             };
-            ensure!(read(disk)? == read(&expected)?, "the disk's {what} partition table is not kimage's");
+            ensure!(
+                read(disk)? == read(&expected)?,
+                "the disk's {what} partition table is not kimage's"
+            );
         }
         Ok(())
     }
@@ -135,10 +156,18 @@ impl Gpt {
 /// Reads the first table. Its shape is checked before gptman sees it, which believes any count of entries.
 fn read_primary(disk: &File) -> Result<gptman::GPT> {
     let mut bytes = vec![0; PRIMARY as usize];
-    disk.read_exact_at(&mut bytes, 0).context("read partition table")?;
-    let field = |place: usize| u32::from_le_bytes([bytes[place], bytes[place + 1], bytes[place + 2], bytes[place + 3]]);
+    disk.read_exact_at(&mut bytes, 0)
+        .context("read partition table")?;
+    let field = |place: usize| {
+        u32::from_le_bytes([bytes[place], bytes[place + 1], bytes[place + 2], bytes[place + 3]])
+    };
     let header = SECTOR as usize;
-    let shape = (field(header + 72), field(header + 76), field(header + 80), field(header + 84));
+    let shape = (
+        field(header + 72),
+        field(header + 76),
+        field(header + 80),
+        field(header + 84),
+    );
     if !bytes[header..].starts_with(b"EFI PART") || shape != (2, 0, ENTRIES, ENTRY) {
         bail!("disk has no partition table of {ENTRIES} entries");
     }
@@ -181,7 +210,10 @@ mod tests {
         let disk = tempfile::tempfile().unwrap();
         disk.set_len(SIZE).unwrap();
         let hash = Digest::of(b"root");
-        let gpt = Gpt { guid: derived_guid(&hash, "disk-uuid"), partitions: layout(&hash, 20 << 20, 200_000) };
+        let gpt = Gpt {
+            guid: derived_guid(&hash, "disk-uuid"),
+            partitions: layout(&hash, 20 << 20, 200_000),
+        };
         write(&disk, SIZE, gpt.guid, &gpt.partitions).unwrap();
         (disk, gpt)
     }
@@ -191,7 +223,16 @@ mod tests {
         let (disk, gpt) = sample();
         assert_eq!(Gpt::read(&disk).unwrap(), gpt);
         assert_eq!(gpt.partition("root-a").unwrap().kind, PartitionType::Root);
-        for place in [440, 510, 512 + 56, 1024 + 16, 1024 + 40, 1024 + 128 * 7, SIZE - 512 + 24, SIZE - 33 * 512 + 1] {
+        for place in [
+            440,
+            510,
+            512 + 56,
+            1024 + 16,
+            1024 + 40,
+            1024 + 128 * 7,
+            SIZE - 512 + 24,
+            SIZE - 33 * 512 + 1,
+        ] {
             let (disk, _) = sample();
             let mut byte = [0];
             disk.read_exact_at(&mut byte, place).unwrap();

@@ -40,15 +40,24 @@ const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 /// alone. Returns the length of `out` in bytes.
 pub fn write(raw: &Path, out: &Path) -> Result<u64> {
     let source = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
-    let size = source.metadata().with_context(|| format!("open {}", raw.display()))?.len();
-    ensure!(size > 0 && size.is_multiple_of(512), "{} is no disk: {size} bytes", raw.display());
+    let size = source
+        .metadata()
+        .with_context(|| format!("open {}", raw.display()))?
+        .len();
+    ensure!(
+        size > 0 && size.is_multiple_of(512),
+        "{} is no disk: {size} bytes",
+        raw.display()
+    );
     let mut length = 0;
     write_beside(out, |file| {
         let mut writer = Writer::new(file, size);
         let mut position = 0;
         while let Some((start, end)) = next_data(&source, position)? {
             let start = start / CLUSTER as u64 * CLUSTER as u64;
-            let end = end.min(start + (BATCH * CLUSTER) as u64).next_multiple_of(CLUSTER as u64);
+            let end = end
+                .min(start + (BATCH * CLUSTER) as u64)
+                .next_multiple_of(CLUSTER as u64);
             writer.batch(&source, start, end.min(size))?;
             position = end;
         }
@@ -85,7 +94,14 @@ impl<'a> Writer<'a> {
     fn new(file: &'a File, size: u64) -> Self {
         let clusters = size.div_ceil(CLUSTER as u64) as usize;
         // The header has the first cluster to itself.
-        Self { file, size, next: CLUSTER as u64, packed: 0, entries: vec![0; clusters], refcounts: vec![1] }
+        Self {
+            file,
+            size,
+            next: CLUSTER as u64,
+            packed: 0,
+            entries: vec![0; clusters],
+            refcounts: vec![1],
+        }
     }
 
     /// Takes over the guest's bytes from `start` to `end`.
@@ -105,7 +121,10 @@ impl<'a> Writer<'a> {
                     index += 1;
                 }
                 Encoded::Plain => {
-                    let run = encoded[index..].iter().take_while(|next| matches!(next, Encoded::Plain)).count();
+                    let run = encoded[index..]
+                        .iter()
+                        .take_while(|next| matches!(next, Encoded::Plain))
+                        .count();
                     let data = &bytes[index * CLUSTER..(index + run) * CLUSTER];
                     let place = self.store(data)?;
                     for (entry, cluster) in self.entries[first + index..][..run].iter_mut().zip(0u64..) {
@@ -168,15 +187,23 @@ impl<'a> Writer<'a> {
             (blocks, tables) = (needed, needed_tables);
         }
         let first_block = self.next;
-        let places: Vec<u64> = (0..blocks as u64).map(|block| first_block + block * CLUSTER as u64).collect();
+        let places: Vec<u64> = (0..blocks as u64)
+            .map(|block| first_block + block * CLUSTER as u64)
+            .collect();
         let mut counts = self.refcounts.clone();
         counts.resize(others + blocks + tables, 1);
         counts.resize(blocks * REFCOUNTS, 0);
-        self.store(&counts.iter().flat_map(|count| count.to_be_bytes()).collect::<Vec<u8>>())?;
+        self.store(
+            &counts
+                .iter()
+                .flat_map(|count| count.to_be_bytes())
+                .collect::<Vec<u8>>(),
+        )?;
         let mut table = big_endian(&places);
         table.resize(tables * CLUSTER, 0);
         let table_place = self.store(&table)?;
-        self.file.write_all_at(&self.header(&l1, l1_place, table_place, tables), 0)?;
+        self.file
+            .write_all_at(&self.header(&l1, l1_place, table_place, tables), 0)?;
         self.file.set_len(self.next)?;
         Ok(self.next)
     }
@@ -214,17 +241,29 @@ fn encode(bytes: &[u8]) -> Vec<Encoded> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let share = clusters.len().div_ceil(workers).max(1);
     thread::scope(|scope| {
-        let encode_share = |part: &[&[u8]]| part.iter().map(|cluster| encode_cluster(cluster)).collect::<Vec<_>>();
-        let handles: Vec<_> = clusters.chunks(share).map(|part| scope.spawn(move || encode_share(part))).collect();
+        let encode_share = |part: &[&[u8]]| {
+            part.iter()
+                .map(|cluster| encode_cluster(cluster))
+                .collect::<Vec<_>>()
+        };
+        let handles: Vec<_> = clusters
+            .chunks(share)
+            .map(|part| scope.spawn(move || encode_share(part)))
+            .collect();
         let join = |handle: thread::ScopedJoinHandle<'_, Vec<Encoded>>| {
-            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            handle
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         handles.into_iter().flat_map(join).collect()
     })
 }
 
 fn encode_cluster(cluster: &[u8]) -> Encoded {
-    if cluster.chunks(4096).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0) {
+    if cluster
+        .chunks(4096)
+        .all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
+    {
         return Encoded::Zero;
     }
     if !looks_compressible(cluster) {
@@ -263,16 +302,23 @@ mod tests {
         ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut noise).unwrap();
         assert!(matches!(encode_cluster(&noise), Encoded::Plain));
         assert!(matches!(encode_cluster(&[0; CLUSTER]), Encoded::Zero));
-        let text: Vec<u8> = (0..CLUSTER).map(|place| b"kimage builds images "[place % 21]).collect();
+        let text: Vec<u8> = (0..CLUSTER)
+            .map(|place| b"kimage builds images "[place % 21])
+            .collect();
         assert!(matches!(encode_cluster(&text), Encoded::Deflated(data) if data.len() < 1000));
     }
 
     #[test]
     fn the_number_of_processors_does_not_show() {
         let bytes: Vec<u8> = (0..CLUSTER * 7).map(|place| (place / 1000) as u8).collect();
-        let together: Vec<_> = encode(&bytes).into_iter().map(|cluster| matches!(cluster, Encoded::Deflated(_))).collect();
-        let alone: Vec<_> =
-            bytes.chunks(CLUSTER).map(|cluster| matches!(encode_cluster(cluster), Encoded::Deflated(_))).collect();
+        let together: Vec<_> = encode(&bytes)
+            .into_iter()
+            .map(|cluster| matches!(cluster, Encoded::Deflated(_)))
+            .collect();
+        let alone: Vec<_> = bytes
+            .chunks(CLUSTER)
+            .map(|cluster| matches!(encode_cluster(cluster), Encoded::Deflated(_)))
+            .collect();
         assert_eq!(together, alone);
     }
 }

@@ -37,7 +37,12 @@ fn copy_run(from: &File, to: &File, start: u64, end: u64, offset: u64) -> io::Re
     while source < end {
         let length = usize::try_from(end - source).unwrap_or(usize::MAX).min(1 << 30);
         match copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file shrank while it was copied")),
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "file shrank while it was copied",
+                ));
+            }
             Ok(_) | Err(Errno::INTR) => {}
             // Other filesystems on both sides, or a kernel that cannot: copy by hand.
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
@@ -53,7 +58,9 @@ fn copy_by_hand(from: &File, to: &File, start: u64, end: u64, offset: u64) -> io
     let mut buffer = vec![0; 1 << 20];
     let mut position = start;
     while position < end {
-        let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(buffer.len());
+        let length = usize::try_from(end - position)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         from.read_exact_at(&mut buffer[..length], position)?;
         to.write_all_at(&buffer[..length], position + offset)?;
         position += length as u64;

@@ -65,7 +65,10 @@ pub fn write(out: &File, offset: u64, parameters: &Parameters, files: &[EspFile<
     let tree = Tree::new(files)?;
     let time = DosTime::new(parameters.epoch)?;
     let layout = tree.lay_out(time, geometry.clusters)?;
-    let put = |place: u64, bytes: &[u8]| out.write_all_at(bytes, offset + place).context("write boot partition");
+    let put = |place: u64, bytes: &[u8]| {
+        out.write_all_at(bytes, offset + place)
+            .context("write boot partition")
+    };
 
     let boot = boot_sector(&geometry, parameters.volume_id);
     let info = fsinfo_sector(&geometry, layout.used());
@@ -94,16 +97,29 @@ struct Geometry {
 
 impl Geometry {
     fn new(size: u64) -> Result<Self> {
-        ensure!(size.is_multiple_of(1 << 20), "boot partition of {size} bytes is not a multiple of 1 MiB");
+        ensure!(
+            size.is_multiple_of(1 << 20),
+            "boot partition of {size} bytes is not a multiple of 1 MiB"
+        );
         let sectors = size / SECTOR;
-        ensure!(u32::try_from(sectors).is_ok(), "boot partition of {size} bytes is too large for FAT32");
+        ensure!(
+            u32::try_from(sectors).is_ok(),
+            "boot partition of {size} bytes is too large for FAT32"
+        );
         let mut fat_sectors = 0;
         loop {
             let clusters = sectors.saturating_sub(RESERVED_SECTORS + 2 * fat_sectors) / SECTORS_PER_CLUSTER;
             let needed = ((clusters + 2) * 4).div_ceil(SECTOR);
             if needed <= fat_sectors {
-                ensure!(clusters >= MIN_CLUSTERS, "boot partition of {size} bytes is too small for FAT32");
-                return Ok(Self { sectors, fat_sectors, clusters });
+                ensure!(
+                    clusters >= MIN_CLUSTERS,
+                    "boot partition of {size} bytes is too small for FAT32"
+                );
+                return Ok(Self {
+                    sectors,
+                    fat_sectors,
+                    clusters,
+                });
             }
             fat_sectors += 1.max((needed - fat_sectors) / 2);
         }
@@ -166,7 +182,7 @@ impl DosTime {
         ensure!((0..128).contains(&year), "FAT has no year {}", moment.year());
         Ok(Self {
             date: (year as u16) << 9 | (moment.month() as u16) << 5 | moment.day() as u16,
-            time: (moment.hour() as u16) << 11 | (moment.minute() as u16) << 5 | moment.second() as u16 / 2,
+            time: (moment.hour() as u16) << 11 | (moment.minute() as u16) << 5 | (moment.second() as u16 / 2),
         })
     }
 }

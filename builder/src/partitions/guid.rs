@@ -50,7 +50,15 @@ impl Guid {
 impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = hex(&self.0);
-        write!(f, "{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..])
+        write!(
+            f,
+            "{}-{}-{}-{}-{}",
+            &text[..8],
+            &text[8..12],
+            &text[12..16],
+            &text[16..20],
+            &text[20..]
+        )
     }
 }
 
@@ -67,7 +75,11 @@ impl FromStr for Guid {
         let groups: Vec<usize> = text.split('-').map(str::len).collect();
         ensure!(groups == [8, 4, 4, 4, 12], "`{text}` is not a GUID");
         let bytes = unhex(&text.replace('-', "")).with_context(|| format!("`{text}` is not a GUID"))?;
-        Ok(Self(bytes.try_into().map_err(|_| anyhow::anyhow!("`{text}` is not a GUID"))?))
+        Ok(Self(
+            bytes
+                .try_into()
+                .map_err(|_| anyhow::anyhow!("`{text}` is not a GUID"))?,
+        ))
     }
 }
 
@@ -82,7 +94,12 @@ mod tests {
         assert_eq!(hex(&esp.to_disk()), "28732ac11ff8d211ba4b00a0c93ec93b");
         assert_eq!(Guid::from_disk(esp.to_disk()), esp);
         assert_eq!(esp.to_string(), "c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
-        for bad in ["", "c12a7328f81f11d2ba4b00a0c93ec93b", "g12a7328-f81f-11d2-ba4b-00a0c93ec93b", "é-é-é-é-é"] {
+        for bad in [
+            "",
+            "c12a7328f81f11d2ba4b00a0c93ec93b",
+            "g12a7328-f81f-11d2-ba4b-00a0c93ec93b",
+            "é-é-é-é-é",
+        ] {
             assert!(bad.parse::<Guid>().is_err(), "{bad}");
         }
     }

@@ -92,15 +92,28 @@ pub fn assemble(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
 
 fn check(stub: &Pe, sections: &[Section<'_>]) -> Result<()> {
     for pair in sections.windows(2) {
-        ensure!(pair[0].kind != pair[1].kind, "UKI section {} is given twice", pair[0].kind.name());
+        ensure!(
+            pair[0].kind != pair[1].kind,
+            "UKI section {} is given twice",
+            pair[0].kind.name()
+        );
     }
     if let Some(empty) = sections.iter().find(|section| section.data.is_empty()) {
         bail!("UKI section {} is empty", empty.kind.name());
     }
-    let total = sections.iter().try_fold(0usize, |sum, section| sum.checked_add(section.data.len()));
-    ensure!(total.is_some_and(|total| total <= MAX_PAYLOAD), "UKI payload is larger than 2 GiB");
+    let total = sections
+        .iter()
+        .try_fold(0usize, |sum, section| sum.checked_add(section.data.len()));
+    ensure!(
+        total.is_some_and(|total| total <= MAX_PAYLOAD),
+        "UKI payload is larger than 2 GiB"
+    );
     let room = stub.header_room();
-    ensure!(sections.len() <= room, "EFI stub has room for {room} more sections, {} are needed", sections.len());
+    ensure!(
+        sections.len() <= room,
+        "EFI stub has room for {room} more sections, {} are needed",
+        sections.len()
+    );
     Ok(())
 }
 
@@ -119,7 +132,11 @@ fn append(pe: &mut Pe, file: &mut Vec<u8>, section: &Section<'_>) -> Result<()> 
         virtual_address: u32::try_from(address).context("UKI is larger than 4 GiB in memory")?,
         raw_size: u32::try_from(file.len())? - raw_offset,
         raw_offset,
-        characteristics: if section.kind == SectionKind::Linux { CODE } else { DATA },
+        characteristics: if section.kind == SectionKind::Linux {
+            CODE
+        } else {
+            DATA
+        },
     });
     Ok(())
 }
@@ -127,15 +144,27 @@ fn append(pe: &mut Pe, file: &mut Vec<u8>, section: &Section<'_>) -> Result<()> 
 /// Puts the section's bytes where the stub has a section of that name; false when it has none.
 fn replace(pe: &mut Pe, file: &mut [u8], section: &Section<'_>) -> Result<bool> {
     let name = section.kind.name();
-    let Some(index) = pe.sections.iter().position(|header| header.name() == name.as_bytes()) else {
+    let Some(index) = pe
+        .sections
+        .iter()
+        .position(|header| header.name() == name.as_bytes())
+    else {
         return Ok(false);
     };
-    let next = pe.sections.get(index + 1).map_or(u64::MAX, |next| u64::from(next.virtual_address));
+    let next = pe
+        .sections
+        .get(index + 1)
+        .map_or(u64::MAX, |next| u64::from(next.virtual_address));
     let header = &mut pe.sections[index];
     let place = &mut file[header.raw_offset as usize..][..header.raw_size as usize];
     let fits = section.data.len() <= place.len()
         && u64::from(header.virtual_address) + section.data.len() as u64 <= next;
-    ensure!(fits, "{name} of {} bytes does not fit into the stub's {} bytes", section.data.len(), place.len());
+    ensure!(
+        fits,
+        "{name} of {} bytes does not fit into the stub's {} bytes",
+        section.data.len(),
+        place.len()
+    );
     place.fill(0);
     place[..section.data.len()].copy_from_slice(section.data);
     header.virtual_size = u32::try_from(section.data.len())?;
@@ -157,7 +186,11 @@ impl<'a> Uki<'a> {
         let mut names = BTreeSet::new();
         for section in &pe.sections {
             let name = section.name();
-            ensure!(names.insert(name), "PE section {} comes twice", name.escape_ascii());
+            ensure!(
+                names.insert(name),
+                "PE section {} comes twice",
+                name.escape_ascii()
+            );
             ensure!(
                 section.virtual_size <= section.raw_size,
                 "PE section {} is {} bytes in memory, {} in the file",
@@ -171,12 +204,17 @@ impl<'a> Uki<'a> {
 
     /// The bytes of the section with that PE name (`.linux`).
     pub fn section(&self, name: &str) -> Option<&'a [u8]> {
-        self.sections().find(|(found, _)| *found == name.as_bytes()).map(|(_, data)| data)
+        self.sections()
+            .find(|(found, _)| *found == name.as_bytes())
+            .map(|(_, data)| data)
     }
 
     /// Names and bytes of all sections, those of the stub too, in the file's order.
     pub fn sections(&self) -> impl Iterator<Item = (&[u8], &'a [u8])> {
-        self.pe.sections.iter().map(|header| (header.name(), self.pe.data(self.file, header)))
+        self.pe
+            .sections
+            .iter()
+            .map(|header| (header.name(), self.pe.data(self.file, header)))
     }
 }
 
@@ -188,14 +226,27 @@ mod tests {
     const KERNEL: &[(&[u8], &[u8])] = &[(b".text", b"kernel")];
 
     fn stub() -> Vec<u8> {
-        pe::sample(&[(b".text", &[0x90; 700]), (b".sbat", b"sbat,1,SBAT\n"), (b".reloc", &[0; 12])])
+        pe::sample(&[
+            (b".text", &[0x90; 700]),
+            (b".sbat", b"sbat,1,SBAT\n"),
+            (b".reloc", &[0; 12]),
+        ])
     }
 
     fn payload(kernel: &[u8]) -> [Section<'_>; 3] {
         [
-            Section { kind: SectionKind::Initrd, data: b"initrd" },
-            Section { kind: SectionKind::Linux, data: kernel },
-            Section { kind: SectionKind::CommandLine, data: b"quiet" },
+            Section {
+                kind: SectionKind::Initrd,
+                data: b"initrd",
+            },
+            Section {
+                kind: SectionKind::Linux,
+                data: kernel,
+            },
+            Section {
+                kind: SectionKind::CommandLine,
+                data: b"quiet",
+            },
         ]
     }
 
@@ -204,8 +255,14 @@ mod tests {
         let kernel = pe::sample(KERNEL);
         let file = assemble(&stub(), &payload(&kernel)).unwrap();
         let uki = Uki::parse(&file).unwrap();
-        let names: Vec<_> = uki.sections().map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect();
-        assert_eq!(names, [".text", ".sbat", ".reloc", ".cmdline", ".linux", ".initrd"]);
+        let names: Vec<_> = uki
+            .sections()
+            .map(|(name, _)| String::from_utf8_lossy(name).into_owned())
+            .collect();
+        assert_eq!(
+            names,
+            [".text", ".sbat", ".reloc", ".cmdline", ".linux", ".initrd"]
+        );
         assert_eq!(uki.section(".cmdline"), Some(&b"quiet"[..]));
         assert_eq!(uki.section(".linux"), Some(&kernel[..]));
         assert_eq!(uki.pe.contiguous_end().unwrap(), file.len());
@@ -217,7 +274,10 @@ mod tests {
         with_symbols[0x44 + 8..0x44 + 16].fill(0x7f);
         with_symbols.extend_from_slice(b"symbols that would become a hole");
         let kernel = pe::sample(KERNEL);
-        assert_eq!(assemble(&with_symbols, &payload(&kernel)).unwrap(), assemble(&stub(), &payload(&kernel)).unwrap());
+        assert_eq!(
+            assemble(&with_symbols, &payload(&kernel)).unwrap(),
+            assemble(&stub(), &payload(&kernel)).unwrap()
+        );
     }
 
     #[test]
@@ -231,7 +291,15 @@ mod tests {
 
     #[test]
     fn sbat_replaces_the_stubs_and_must_fit() {
-        let sbat = |data| assemble(&stub(), &[Section { kind: SectionKind::Sbat, data }]);
+        let sbat = |data| {
+            assemble(
+                &stub(),
+                &[Section {
+                    kind: SectionKind::Sbat,
+                    data,
+                }],
+            )
+        };
         let file = sbat(b"sbat,1,own\n").unwrap();
         let uki = Uki::parse(&file).unwrap();
         assert_eq!(uki.section(".sbat"), Some(&b"sbat,1,own\n"[..]));
@@ -241,11 +309,16 @@ mod tests {
 
     #[test]
     fn twice_empty_or_too_many_is_refused() {
-        let one = Section { kind: SectionKind::CommandLine, data: b"a" };
+        let one = Section {
+            kind: SectionKind::CommandLine,
+            data: b"a",
+        };
         assert!(assemble(&stub(), &[one, one]).is_err());
         assert!(assemble(&stub(), &[Section { data: b"", ..one }]).is_err());
         let full: Vec<(&[u8], &[u8])> = vec![(b".x", b"y"); 43];
-        let error = assemble(&pe::sample(&full), &[one]).map(|file| file.len()).unwrap_err();
+        let error = assemble(&pe::sample(&full), &[one])
+            .map(|file| file.len())
+            .unwrap_err();
         assert!(error.to_string().contains("room"), "{error}");
     }
 

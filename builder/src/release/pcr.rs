@@ -43,16 +43,25 @@ impl Pcr11 {
     /// The values for `uki`.
     pub fn expected(uki: &Uki<'_>) -> Result<Self> {
         let version = stub_version(uki)?;
-        ensure!(version >= 254, "systemd-stub {version} measures in another order than this knows");
+        ensure!(
+            version >= 254,
+            "systemd-stub {version} measures in another order than this knows"
+        );
         let mut value = Digest::from_bytes([0; 32]);
         for (name, since) in MEASURED {
-            let Some(data) = uki.section(name).filter(|_| version >= since) else { continue };
+            let Some(data) = uki.section(name).filter(|_| version >= since) else {
+                continue;
+            };
             value = extend(&value, &[name.as_bytes(), &[0]].concat());
             value = extend(&value, data);
         }
         let sysinit = extend(&value, b"sysinit");
         let ready = extend(&sysinit, b"ready");
-        Ok(Self { kernel: value, sysinit, ready })
+        Ok(Self {
+            kernel: value,
+            sysinit,
+            ready,
+        })
     }
 }
 
@@ -67,11 +76,15 @@ fn extend(value: &Digest, data: &[u8]) -> Digest {
 /// Major version of the stub, which it states in its section `.sdmagic`:
 /// `#### LoaderInfo: systemd-stub 255.4-1ubuntu8 ####`.
 fn stub_version(uki: &Uki<'_>) -> Result<u32> {
-    let magic = uki.section(".sdmagic").context("EFI stub is not systemd's: it has no .sdmagic section")?;
+    let magic = uki
+        .section(".sdmagic")
+        .context("EFI stub is not systemd's: it has no .sdmagic section")?;
     let magic = String::from_utf8_lossy(magic);
     let version = magic.split_once("systemd-stub ").map(|(_, version)| version);
     let digits = version.and_then(|version| version.split(|c: char| !c.is_ascii_digit()).next());
-    digits.and_then(|digits| digits.parse().ok()).context("EFI stub does not state its version in .sdmagic")
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .context("EFI stub does not state its version in .sdmagic")
 }
 
 #[cfg(test)]
@@ -82,16 +95,32 @@ mod tests {
     #[test]
     fn the_order_of_sections_in_the_file_does_not_matter() {
         let magic: (&[u8], &[u8]) = (b".sdmagic", b"#### LoaderInfo: systemd-stub 255.4-1ubuntu8 ####");
-        let value = |sections: &[(&[u8], &[u8])]| Pcr11::expected(&Uki::parse(&sample(sections)).unwrap()).unwrap();
+        let value =
+            |sections: &[(&[u8], &[u8])]| Pcr11::expected(&Uki::parse(&sample(sections)).unwrap()).unwrap();
         let one = value(&[(b".linux", b"l"), (b".cmdline", b"c"), magic]);
-        assert_eq!(one, value(&[magic, (b".cmdline", b"c"), (b".linux", b"l"), (b".pcrsig", b"{}"), (b".ucode", b"u")]));
-        assert_ne!(one.kernel, value(&[magic, (b".linux", b"l"), (b".cmdline", b"C")]).kernel);
+        assert_eq!(
+            one,
+            value(&[
+                magic,
+                (b".cmdline", b"c"),
+                (b".linux", b"l"),
+                (b".pcrsig", b"{}"),
+                (b".ucode", b"u")
+            ])
+        );
+        assert_ne!(
+            one.kernel,
+            value(&[magic, (b".linux", b"l"), (b".cmdline", b"C")]).kernel
+        );
         assert_ne!(one.kernel, one.ready);
     }
 
     #[test]
     fn a_foreign_stub_is_refused() {
-        for magic in [&b"#### LoaderInfo: shim ####"[..], b"#### LoaderInfo: systemd-stub 252 ####"] {
+        for magic in [
+            &b"#### LoaderInfo: shim ####"[..],
+            b"#### LoaderInfo: systemd-stub 252 ####",
+        ] {
             let file = sample(&[(b".sdmagic", magic)]);
             assert!(Pcr11::expected(&Uki::parse(&file).unwrap()).is_err());
         }

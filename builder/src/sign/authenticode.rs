@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ring::digest::{SHA256, digest as hash};
 
 use super::der::{
-    self, CONTENT_TYPE, CONTEXT_0, INTEGER, MESSAGE_DIGEST, OCTET_STRING, RSA_ENCRYPTION, Reader, SEQUENCE, SET,
-    SHA256_RSA, SIGNED_DATA, SPC_INDIRECT_DATA, SPC_PE_IMAGE_DATA, algorithm, element, oid, sequence,
+    self, CONTENT_TYPE, CONTEXT_0, INTEGER, MESSAGE_DIGEST, OCTET_STRING, RSA_ENCRYPTION, Reader, SEQUENCE,
+    SET, SHA256_RSA, SIGNED_DATA, SPC_INDIRECT_DATA, SPC_PE_IMAGE_DATA, algorithm, element, oid, sequence,
 };
 use super::{Purpose, Signer, certificate};
 use crate::digest::Digest;
@@ -62,7 +62,10 @@ fn indirect_data(digest: &Digest) -> Vec<u8> {
     // SpcPeImageData { flags, file [0] { SpcLink file [2] { SpcString unicode [0] "" } } }
     let image = sequence(&[&[der::BIT_STRING, 1, 0], &[CONTEXT_0, 4, 0xa2, 2, 0x80, 0]]);
     let attribute = sequence(&[&oid(SPC_PE_IMAGE_DATA), &image]);
-    let digest = sequence(&[&algorithm(der::SHA256), &element(OCTET_STRING, &[digest.as_bytes()])]);
+    let digest = sequence(&[
+        &algorithm(der::SHA256),
+        &element(OCTET_STRING, &[digest.as_bytes()]),
+    ]);
     [attribute, digest].concat()
 }
 
@@ -76,14 +79,22 @@ fn pkcs7(digest: &Digest, signer: &dyn Signer) -> Result<Vec<u8>> {
     let attributes = [content_type, message_digest].concat();
     let signature = signer.sign(Purpose::SecureBoot, &element(SET, &[&attributes]))?;
 
-    let info = sequence(&[&oid(SPC_INDIRECT_DATA), &element(CONTEXT_0, &[&sequence(&[&content])])]);
+    let info = sequence(&[
+        &oid(SPC_INDIRECT_DATA),
+        &element(CONTEXT_0, &[&sequence(&[&content])]),
+    ]);
     let attributes = element(CONTEXT_0, &[&attributes]);
     let data = signed_data(&info, &signer.identity().database, &attributes, &signature)?;
     Ok(sequence(&[&oid(SIGNED_DATA), &element(CONTEXT_0, &[&data])]))
 }
 
 /// PKCS#7 `SignedData` with one signer. `attributes` is the encoded `[0]` field or nothing.
-pub(super) fn signed_data(info: &[u8], signer: &[u8], attributes: &[u8], signature: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn signed_data(
+    info: &[u8],
+    signer: &[u8],
+    attributes: &[u8],
+    signature: &[u8],
+) -> Result<Vec<u8>> {
     let parsed = certificate::parse(signer)?;
     let serial = element(INTEGER, &[parsed.raw_serial()]);
     let version = element(INTEGER, &[&[1]]);
@@ -108,7 +119,9 @@ pub(super) fn signed_data(info: &[u8], signer: &[u8], attributes: &[u8], signatu
 /// the file as it stands.
 pub fn verify(file: &[u8], certificate: &[u8]) -> Result<()> {
     let pe = Pe::parse(file)?;
-    let Some((offset, length)) = pe.certificates else { bail!("EFI program is not signed") };
+    let Some((offset, length)) = pe.certificates else {
+        bail!("EFI program is not signed")
+    };
     let table = &file[offset..];
     let stated = u32::from_le_bytes([table[0], table[1], table[2], table[3]]) as usize;
     ensure!(table[4..8] == PKCS7, "EFI program's signature is not PKCS#7");
@@ -118,7 +131,10 @@ pub fn verify(file: &[u8], certificate: &[u8]) -> Result<()> {
     );
     ensure!(offset.is_multiple_of(8), "EFI program's signature is not aligned");
     // What the firmware leaves out of the digest must still be fixed, or bytes could hide there.
-    ensure!(table[stated..].iter().all(|byte| *byte == 0), "bytes hide behind the EFI program's signature");
+    ensure!(
+        table[stated..].iter().all(|byte| *byte == 0),
+        "bytes hide behind the EFI program's signature"
+    );
     verify_pkcs7(&table[CERTIFICATE_HEADER..stated], &digest(file)?, certificate)
         .context("EFI program's signature")
 }
@@ -127,7 +143,10 @@ fn verify_pkcs7(table: &[u8], digest: &Digest, certificate: &[u8]) -> Result<()>
     let mut outer = Reader::new(table);
     let used = outer.any()?.len();
     // Some signers count the padding into the stated length.
-    ensure!(table.len() - used < 8 && table[used..].iter().all(|byte| *byte == 0), "trailing bytes");
+    ensure!(
+        table.len() - used < 8 && table[used..].iter().all(|byte| *byte == 0),
+        "trailing bytes"
+    );
     let mut info = Reader::new(table).enter(SEQUENCE)?;
     info.expect_oid(SIGNED_DATA, "content")?;
     let mut data = info.enter(CONTEXT_0)?.enter(SEQUENCE)?;
@@ -147,11 +166,17 @@ fn verify_pkcs7(table: &[u8], digest: &Digest, certificate: &[u8]) -> Result<()>
 
 fn check_indirect_data(content: &[u8], digest: &Digest) -> Result<()> {
     let mut reader = Reader::new(content);
-    reader.enter(SEQUENCE)?.expect_oid(SPC_PE_IMAGE_DATA, "signed content")?;
+    reader
+        .enter(SEQUENCE)?
+        .expect_oid(SPC_PE_IMAGE_DATA, "signed content")?;
     let mut info = reader.enter(SEQUENCE)?;
     reader.end()?;
-    info.enter(SEQUENCE)?.expect_oid(der::SHA256, "digest algorithm")?;
-    ensure!(info.content(OCTET_STRING)? == digest.as_bytes(), "the file differs from what was signed");
+    info.enter(SEQUENCE)?
+        .expect_oid(der::SHA256, "digest algorithm")?;
+    ensure!(
+        info.content(OCTET_STRING)? == digest.as_bytes(),
+        "the file differs from what was signed"
+    );
     info.end()
 }
 
@@ -163,11 +188,16 @@ fn verify_signer(signer: &mut Reader<'_>, content: &[u8], certificate: &[u8]) ->
         name.any()? == parsed.issuer().as_raw() && name.content(INTEGER)? == parsed.raw_serial(),
         "signed by another certificate"
     );
-    signer.enter(SEQUENCE)?.expect_oid(der::SHA256, "digest algorithm")?;
+    signer
+        .enter(SEQUENCE)?
+        .expect_oid(der::SHA256, "digest algorithm")?;
     let attributes = signer.content(CONTEXT_0)?;
     let mut algorithm = signer.enter(SEQUENCE)?;
     let algorithm = algorithm.content(der::OBJECT_IDENTIFIER)?;
-    ensure!([RSA_ENCRYPTION, SHA256_RSA].contains(&algorithm), "the signature is not RSA");
+    ensure!(
+        [RSA_ENCRYPTION, SHA256_RSA].contains(&algorithm),
+        "the signature is not RSA"
+    );
     let signature = signer.content(OCTET_STRING)?;
 
     let (mut content_types, mut digests) = (Vec::new(), Vec::new());
@@ -182,8 +212,14 @@ fn verify_signer(signer: &mut Reader<'_>, content: &[u8], certificate: &[u8]) ->
             _ => {}
         }
     }
-    ensure!(content_types == [SPC_INDIRECT_DATA], "signed attributes name another content");
-    ensure!(digests == [hash(&SHA256, content).as_ref()], "signed attributes name another digest");
+    ensure!(
+        content_types == [SPC_INDIRECT_DATA],
+        "signed attributes name another content"
+    );
+    ensure!(
+        digests == [hash(&SHA256, content).as_ref()],
+        "signed attributes name another digest"
+    );
     certificate::verify_rsa(certificate, &element(SET, &[attributes]), signature)
 }
 
@@ -215,19 +251,34 @@ mod tests {
         let signed = sign(&program(), signer).unwrap();
         let pe = Pe::parse(&signed).unwrap();
         let database = &signer.identity().database;
-        // The certificate that the signature carries along is a courtesy: the key comes from outside.
-        let courtesy = signed.windows(database.len()).position(|window| window == database.as_slice()).unwrap();
-        let checksum = pe.checksum_field()..pe.checksum_field() + 4;
-        let mut missed = Vec::new();
-        for place in (0..signed.len()).filter(|place| !checksum.contains(place)) {
+        let table = pe.certificates.unwrap().0;
+        // No meaning: the certificate that comes along (the key comes from outside), the set of digest algorithms in
+        // front, SpcPeImageData, and the NULL parameters of algorithms.
+        let place_of = |needle: &[u8]| {
+            signed[table..]
+                .windows(needle.len())
+                .position(|window| window == needle)
+        };
+        let courtesy = table + place_of(database).unwrap();
+        let image = table + place_of(SPC_PE_IMAGE_DATA).unwrap() + SPC_PE_IMAGE_DATA.len();
+        let algorithms = table + place_of(der::SHA256).unwrap();
+        let ignored = |place: usize| {
+            pe.checksum_field() <= place && place < pe.checksum_field() + 4
+                || (courtesy..courtesy + database.len()).contains(&place)
+                || (image..image + 11).contains(&place)
+                || (algorithms - 4..algorithms + 11).contains(&place)
+                || signed[place - 1..].starts_with(&[5, 0])
+                || signed[place..].starts_with(&[5, 0])
+        };
+        for place in (1..signed.len()).filter(|place| !ignored(*place)) {
             let mut changed = signed.clone();
             changed[place] ^= 0x10;
-            if verify(&changed, database).is_ok() && !(courtesy..courtesy + database.len()).contains(&place) {
-                missed.push(place - pe.certificates.unwrap().0);
-            }
+            assert!(
+                verify(&changed, database).is_err(),
+                "byte {} of the signature",
+                place as isize - table as isize
+            );
         }
-        // NULL parameters, the digest algorithm set and empty SpcPeImageData fields carry no meaning.
-        assert!(missed.len() < 40, "{missed:?}");
     }
 
     #[test]
@@ -236,7 +287,12 @@ mod tests {
         let foreign = &testing::foreign().identity().database;
         let error = format!("{:#}", verify(&signed, foreign).unwrap_err());
         assert!(error.contains("another certificate"), "{error}");
-        assert!(verify(&program(), foreign).unwrap_err().to_string().contains("not signed"));
+        assert!(
+            verify(&program(), foreign)
+                .unwrap_err()
+                .to_string()
+                .contains("not signed")
+        );
     }
 
     proptest! {

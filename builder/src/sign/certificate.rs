@@ -22,5 +22,10 @@ pub(super) fn verify_rsa(certificate: &[u8], message: &[u8], signature: &[u8]) -
     let key = &certificate.public_key().subject_public_key.data;
     UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key)
         .verify(message, signature)
-        .map_err(|_| anyhow!("RSA signature does not match the certificate `{}`", certificate.subject()))
+        .map_err(|_| {
+            anyhow!(
+                "RSA signature does not match the certificate `{}`",
+                certificate.subject()
+            )
+        })
 }

@@ -39,8 +39,15 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Serialize)]
 #[serde(tag = "operation", rename_all = "lowercase")]
 enum Request {
-    Identity { version: u32 },
-    Sign { version: u32, purpose: &'static str, algorithm: &'static str, message: String },
+    Identity {
+        version: u32,
+    },
+    Sign {
+        version: u32,
+        purpose: &'static str,
+        algorithm: &'static str,
+        message: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -90,18 +97,28 @@ impl CommandSigner {
     /// Asks `program` for its identity. Each request may take `timeout` ([`TIMEOUT`] by default).
     pub fn new(program: &Path, arguments: &[OsString], timeout: Duration) -> Result<Self> {
         let answer = ask::<Keys>(program, arguments, timeout, &Request::Identity { version: 1 })?;
-        let identity = identity(answer).with_context(|| format!("identity that {} gave", program.display()))?;
-        Ok(Self { program: program.to_owned(), arguments: arguments.to_vec(), timeout, identity })
+        let identity =
+            identity(answer).with_context(|| format!("identity that {} gave", program.display()))?;
+        Ok(Self {
+            program: program.to_owned(),
+            arguments: arguments.to_vec(),
+            timeout,
+            identity,
+        })
     }
 }
 
 fn identity(keys: Keys) -> Result<Identity> {
-    for (name, der) in
-        [("platform key", &keys.platform_key), ("key exchange key", &keys.key_exchange_key), ("database", &keys.database)]
-    {
+    for (name, der) in [
+        ("platform key", &keys.platform_key),
+        ("key exchange key", &keys.key_exchange_key),
+        ("database", &keys.database),
+    ] {
         certificate::parse(&der.0).with_context(|| format!("{name} certificate"))?;
     }
-    let Ok(release) = keys.release.0.try_into() else { bail!("release key is not 32 bytes of Ed25519") };
+    let Ok(release) = keys.release.0.try_into() else {
+        bail!("release key is not 32 bytes of Ed25519")
+    };
     let enrolment = keys.enrolment.map(|updates| Enrolment {
         platform_key: updates.platform_key.0,
         key_exchange_key: updates.key_exchange_key.0,
@@ -126,7 +143,12 @@ impl Signer for CommandSigner {
             Purpose::Release => ("release", "ed25519"),
         };
         let message_text = STANDARD.encode(message);
-        let request = Request::Sign { version: 1, purpose: name, algorithm, message: message_text };
+        let request = Request::Sign {
+            version: 1,
+            purpose: name,
+            algorithm,
+            message: message_text,
+        };
         let answer: Signature = ask(&self.program, &self.arguments, self.timeout, &request)?;
         let signature = answer.signature.0;
         self.identity
@@ -140,16 +162,27 @@ impl Signer for CommandSigner {
     }
 }
 
-fn ask<A: DeserializeOwned>(program: &Path, arguments: &[OsString], timeout: Duration, request: &Request) -> Result<A> {
+fn ask<A: DeserializeOwned>(
+    program: &Path,
+    arguments: &[OsString],
+    timeout: Duration,
+    request: &Request,
+) -> Result<A> {
     let mut tool = Tool::new(program).args(arguments);
     for (name, value) in std::env::vars_os() {
         tool = tool.env(name, value);
     }
     let mut command = tool.into_command();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| {
-        Failure::new(ExitCode::Usage, format!("start signer {}: {error}", program.display()))
-            .hint("the signer must be an executable file; give its path")
+        Failure::new(
+            ExitCode::Usage,
+            format!("start signer {}: {error}", program.display()),
+        )
+        .hint("the signer must be an executable file; give its path")
     })?;
     let answer = converse(&mut child, &serde_json::to_vec(request)?, timeout);
     if answer.is_err() {
@@ -163,7 +196,8 @@ fn ask<A: DeserializeOwned>(program: &Path, arguments: &[OsString], timeout: Dur
 
 fn converse(child: &mut Child, request: &[u8], timeout: Duration) -> Result<Vec<u8>> {
     let deadline = Instant::now() + timeout;
-    let (Some(mut input), Some(output), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    let (Some(mut input), Some(output), Some(errors)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
         bail!("no pipes");
     };
@@ -182,11 +216,17 @@ fn converse(child: &mut Child, request: &[u8], timeout: Duration) -> Result<Vec<
     let (output, errors) = (collect(Box::new(output)), collect(Box::new(errors)));
     let left = || deadline.saturating_duration_since(Instant::now());
     let late = || format!("no answer within {} s", timeout.as_secs_f32());
-    let answer = output.recv_timeout(left()).with_context(late)?.context("read answer")?;
+    let answer = output
+        .recv_timeout(left())
+        .with_context(late)?
+        .context("read answer")?;
     if answer.len() as u64 > MAX_ANSWER {
         bail!("answer is longer than {MAX_ANSWER} bytes");
     }
-    let said = errors.recv_timeout(left()).with_context(late)?.unwrap_or_default();
+    let said = errors
+        .recv_timeout(left())
+        .with_context(late)?
+        .unwrap_or_default();
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
@@ -255,7 +295,10 @@ mod tests {
             ("exec >&-; sleep 100", "no answer within"),
             ("echo hello", "answer of signer"),
             ("exec cat /dev/zero", "longer than"),
-            (r#"echo '{"platform_key":"","key_exchange_key":"","database":"","release":""}'"#, "platform key"),
+            (
+                r#"echo '{"platform_key":"","key_exchange_key":"","database":"","release":""}'"#,
+                "platform key",
+            ),
         ] {
             let program = script(folder.path(), body);
             let started = Instant::now();

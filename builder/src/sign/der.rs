@@ -41,7 +41,11 @@ pub(super) fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     if length < 128 {
         bytes.push(length as u8);
     } else {
-        let digits: Vec<u8> = length.to_be_bytes().into_iter().skip_while(|digit| *digit == 0).collect();
+        let digits: Vec<u8> = length
+            .to_be_bytes()
+            .into_iter()
+            .skip_while(|digit| *digit == 0)
+            .collect();
         bytes.push(0x80 | digits.len() as u8);
         bytes.extend(digits);
     }
@@ -75,15 +79,30 @@ impl<'a> Reader<'a> {
 
     /// Tag, content and whole encoding of the next element.
     fn next(&mut self) -> Result<(u8, &'a [u8], &'a [u8])> {
-        let [tag, first, tail @ ..] = self.rest else { bail!("DER ends early") };
-        let digits = if *first < 0x80 { 0 } else { usize::from(first & 0x7f) };
-        ensure!(digits <= 4 && *first != 0x80 && digits <= tail.len(), "DER length is indefinite or too long");
+        let [tag, first, tail @ ..] = self.rest else {
+            bail!("DER ends early")
+        };
+        let digits = if *first < 0x80 {
+            0
+        } else {
+            usize::from(first & 0x7f)
+        };
+        ensure!(
+            digits <= 4 && *first != 0x80 && digits <= tail.len(),
+            "DER length is indefinite or too long"
+        );
         let length = match digits {
             0 => usize::from(*first),
-            _ => tail[..digits].iter().fold(0, |value, digit| value << 8 | usize::from(*digit)),
+            _ => tail[..digits]
+                .iter()
+                .fold(0, |value, digit| value << 8 | usize::from(*digit)),
         };
         let tail = &tail[digits..];
-        ensure!(length <= tail.len(), "DER element of {length} bytes, {} are left", tail.len());
+        ensure!(
+            length <= tail.len(),
+            "DER element of {length} bytes, {} are left",
+            tail.len()
+        );
         let whole = &self.rest[..2 + digits + length];
         self.rest = &tail[length..];
         Ok((*tag, &tail[..length], whole))
@@ -103,7 +122,11 @@ impl<'a> Reader<'a> {
 
     /// The next element if it has `tag`: its content.
     pub(super) fn optional(&mut self, tag: u8) -> Result<Option<&'a [u8]>> {
-        if self.rest.first() == Some(&tag) { self.content(tag).map(Some) } else { Ok(None) }
+        if self.rest.first() == Some(&tag) {
+            self.content(tag).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// The whole encoding of the next element, whatever it is.
@@ -113,7 +136,10 @@ impl<'a> Reader<'a> {
 
     /// The next element must be the object identifier `expected`.
     pub(super) fn expect_oid(&mut self, expected: &[u8], what: &str) -> Result<()> {
-        ensure!(self.content(OBJECT_IDENTIFIER)? == expected, "{what} has an unexpected object identifier");
+        ensure!(
+            self.content(OBJECT_IDENTIFIER)? == expected,
+            "{what} has an unexpected object identifier"
+        );
         Ok(())
     }
 

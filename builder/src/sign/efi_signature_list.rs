@@ -112,7 +112,11 @@ pub fn authenticated_update(
 }
 
 fn signed_message(variable: Variable, data: &[u8]) -> Vec<u8> {
-    let mut message: Vec<u8> = variable.name().encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut message: Vec<u8> = variable
+        .name()
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
     message.extend(variable.vendor().to_disk());
     message.extend(ATTRIBUTES.to_le_bytes());
     message.extend(TIMESTAMP);
@@ -131,7 +135,11 @@ pub fn verify_update(variable: Variable, data: &[u8], certificate: &[u8], update
         signature = Some(found.to_vec());
         Ok(found.to_vec())
     })?;
-    ensure!(expected == update, "{} update does not set what the key set says", variable.name());
+    ensure!(
+        expected == update,
+        "{} update does not set what the key set says",
+        variable.name()
+    );
     let signature = signature.ok_or_else(|| anyhow!("no signature"))?;
     super::certificate::verify_rsa(certificate, &signed_message(variable, data), &signature)
 }
@@ -162,6 +170,14 @@ mod tests {
         assert!(verify(Variable::Database, &list, &identity.platform_key).is_err());
         let other = certificate_list(owner, &identity.platform_key);
         assert!(verify(Variable::Database, &other, &identity.key_exchange_key).is_err());
-        assert!(verify_update(Variable::Database, &list, &identity.key_exchange_key, &update[..40]).is_err());
+        assert!(
+            verify_update(
+                Variable::Database,
+                &list,
+                &identity.key_exchange_key,
+                &update[..40]
+            )
+            .is_err()
+        );
     }
 }

@@ -46,9 +46,16 @@ pub fn create(folder: &Path) -> Result<()> {
         _ => Path::new("."),
     };
     let context = || format!("make keys in {}", folder.display());
-    DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(context)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(parent)
+        .with_context(context)?;
     let private = fs::Permissions::from_mode(0o700);
-    let scratch = tempfile::Builder::new().prefix(".kimage-keys-").permissions(private).tempdir_in(parent);
+    let scratch = tempfile::Builder::new()
+        .prefix(".kimage-keys-")
+        .permissions(private)
+        .tempdir_in(parent);
     let scratch = scratch.with_context(context)?;
     write_key_set(scratch.path()).with_context(context)?;
     File::open(scratch.path())?.sync_all().with_context(context)?;
@@ -57,7 +64,12 @@ pub fn create(folder: &Path) -> Result<()> {
         Ok(()) => {
             let _ = scratch.keep();
         }
-        Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
+            ) =>
+        {
             bail!(exists(folder))
         }
         Err(error) => return Err(error).with_context(context),
@@ -66,8 +78,11 @@ pub fn create(folder: &Path) -> Result<()> {
 }
 
 fn exists(folder: &Path) -> Failure {
-    Failure::new(ExitCode::Usage, format!("{} exists and is not empty", folder.display()))
-        .hint("name another folder; kimage never overwrites keys")
+    Failure::new(
+        ExitCode::Usage,
+        format!("{} exists and is not empty", folder.display()),
+    )
+    .hint("name another folder; kimage never overwrites keys")
 }
 
 fn write_key_set(folder: &Path) -> Result<()> {
@@ -83,8 +98,13 @@ fn write_key_set(folder: &Path) -> Result<()> {
     ] {
         let list = certificate_list(owner, &key.certificate);
         let pair = rsa_pair(&by.private)?;
-        let update = authenticated_update(variable, &list, &by.certificate, |message| rsa_sign(&pair, message))?;
-        write_private(&folder.join(format!("{name}.key")), pem::encode("PRIVATE KEY", &key.private.0).as_bytes())?;
+        let update = authenticated_update(variable, &list, &by.certificate, |message| {
+            rsa_sign(&pair, message)
+        })?;
+        write_private(
+            &folder.join(format!("{name}.key")),
+            pem::encode("PRIVATE KEY", &key.private.0).as_bytes(),
+        )?;
         let text = pem::encode("CERTIFICATE", &key.certificate);
         write_private(&folder.join(format!("{name}.crt")), text.as_bytes())?;
         write_private(&folder.join(format!("{name}.auth")), &update)?;
@@ -93,8 +113,14 @@ fn write_key_set(folder: &Path) -> Result<()> {
     release.0.resize(ED25519_PKCS8.len() + 32, 0);
     random(&mut release.0[ED25519_PKCS8.len()..])?;
     let pair = ed25519_pair(&release)?;
-    write_private(&folder.join("release.key"), pem::encode("PRIVATE KEY", &release.0).as_bytes())?;
-    write_private(&folder.join("release.pub"), release_public_pem(pair.public_key().as_ref()).as_bytes())
+    write_private(
+        &folder.join("release.key"),
+        pem::encode("PRIVATE KEY", &release.0).as_bytes(),
+    )?;
+    write_private(
+        &folder.join("release.pub"),
+        release_public_pem(pair.public_key().as_ref()).as_bytes(),
+    )
 }
 
 struct CertifiedKey {
@@ -106,14 +132,20 @@ struct CertifiedKey {
 fn new_certificate(role: &str) -> Result<CertifiedKey> {
     let key = RsaPrivateKey::new(&mut SystemEntropy, 2048).context("generate RSA key")?;
     let private = Secret(key.to_pkcs8_der().context("encode RSA key")?.as_bytes().to_vec());
-    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&private.0.as_slice().into(), &rcgen::PKCS_RSA_SHA256)?;
+    let pair =
+        rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&private.0.as_slice().into(), &rcgen::PKCS_RSA_SHA256)?;
     let mut serial = [0; 16];
     random(&mut serial)?;
     serial[0] &= 0x7f;
     let mut parameters = rcgen::CertificateParams::default();
-    parameters.distinguished_name.push(rcgen::DnType::CommonName, format!("kimage {role}"));
+    parameters
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, format!("kimage {role}"));
     // Three certificates of one set, and those of two sets, must not share a subject with another key.
-    parameters.distinguished_name.push(rcgen::DnType::OrganizationalUnitName, crate::digest::hex(&serial[..4]));
+    parameters.distinguished_name.push(
+        rcgen::DnType::OrganizationalUnitName,
+        crate::digest::hex(&serial[..4]),
+    );
     parameters.serial_number = Some(serial.to_vec().into());
     parameters.not_before = rcgen::date_time_ymd(2020, 1, 1);
     parameters.not_after = rcgen::date_time_ymd(2119, 12, 31);
@@ -135,31 +167,47 @@ impl rsa::rand_core::RngCore for SystemEntropy {
     }
 
     fn fill_bytes(&mut self, bytes: &mut [u8]) {
-        #[expect(clippy::expect_used, reason = "the trait has no error here, and a key from no entropy is worse")]
+        #[expect(
+            clippy::expect_used,
+            reason = "the trait has no error here, and a key from no entropy is worse"
+        )]
         self.try_fill_bytes(bytes).expect("the system gives entropy");
     }
 
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), rsa::rand_core::Error> {
-        SystemRandom::new().fill(bytes).map_err(|error| rsa::rand_core::Error::new(error.to_string()))
+        SystemRandom::new()
+            .fill(bytes)
+            .map_err(|error| rsa::rand_core::Error::new(error.to_string()))
     }
 }
 
 impl rsa::rand_core::CryptoRng for SystemEntropy {}
 
 fn random(bytes: &mut [u8]) -> Result<()> {
-    SystemRandom::new().fill(bytes).map_err(|_| anyhow!("the system gives no entropy"))
+    SystemRandom::new()
+        .fill(bytes)
+        .map_err(|_| anyhow!("the system gives no entropy"))
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let open = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     let mut file = open.with_context(|| format!("create {}", path.display()))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).with_context(|| format!("write {}", path.display()))
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// `SubjectPublicKeyInfo` of an Ed25519 key (RFC 8410) as PEM, which `openssl pkeyutl -verify -rawin` reads.
 pub fn release_public_pem(key: &[u8]) -> String {
     let algorithm = der::sequence(&[&der::oid(der::ED25519)]);
-    pem::encode("PUBLIC KEY", &der::sequence(&[&algorithm, &der::element(der::BIT_STRING, &[&[0], key])]))
+    pem::encode(
+        "PUBLIC KEY",
+        &der::sequence(&[&algorithm, &der::element(der::BIT_STRING, &[&[0], key])]),
+    )
 }
 
 /// A certificate as PEM, which `sbverify --cert` reads.
@@ -170,9 +218,14 @@ pub fn certificate_pem(der: &[u8]) -> String {
 /// The Ed25519 public key in PEM `text`.
 pub fn release_public_key(text: &str) -> Result<[u8; 32]> {
     let spki = pem::decode("PUBLIC KEY", text)?;
-    let key = spki.get(spki.len().saturating_sub(32)..).and_then(|key| <[u8; 32]>::try_from(key).ok());
+    let key = spki
+        .get(spki.len().saturating_sub(32)..)
+        .and_then(|key| <[u8; 32]>::try_from(key).ok());
     let key = key.context("not an Ed25519 public key")?;
-    ensure!(pem::decode("PUBLIC KEY", &release_public_pem(&key))? == spki, "not an Ed25519 public key");
+    ensure!(
+        pem::decode("PUBLIC KEY", &release_public_pem(&key))? == spki,
+        "not an Ed25519 public key"
+    );
     Ok(key)
 }
 
@@ -204,18 +257,37 @@ impl Identity {
                 database: update("db")?,
             });
         }
-        identity.check_enrolment().with_context(|| format!("key folder {}", folder.display()))?;
+        identity
+            .check_enrolment()
+            .with_context(|| format!("key folder {}", folder.display()))?;
         Ok(identity)
     }
 
     /// Checks that the signed firmware updates, where there are any, carry this identity's certificates.
     pub(super) fn check_enrolment(&self) -> Result<()> {
-        let Some(enrolment) = &self.enrolment else { return Ok(()) };
+        let Some(enrolment) = &self.enrolment else {
+            return Ok(());
+        };
         let owner = owner(&self.platform_key);
         for (variable, key, by, update) in [
-            (Variable::PlatformKey, &self.platform_key, &self.platform_key, &enrolment.platform_key),
-            (Variable::KeyExchangeKey, &self.key_exchange_key, &self.platform_key, &enrolment.key_exchange_key),
-            (Variable::Database, &self.database, &self.key_exchange_key, &enrolment.database),
+            (
+                Variable::PlatformKey,
+                &self.platform_key,
+                &self.platform_key,
+                &enrolment.platform_key,
+            ),
+            (
+                Variable::KeyExchangeKey,
+                &self.key_exchange_key,
+                &self.platform_key,
+                &enrolment.key_exchange_key,
+            ),
+            (
+                Variable::Database,
+                &self.database,
+                &self.key_exchange_key,
+                &enrolment.database,
+            ),
         ] {
             verify_update(variable, &certificate_list(owner, key), by, update)?;
         }
@@ -229,9 +301,17 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     if let Err(error) = result {
         let missing = error.kind() == io::ErrorKind::NotFound;
         let failure = Failure::new(ExitCode::Usage, format!("read {}: {error}", path.display()));
-        bail!(if missing { failure.hint("`kimage keys new DIR` makes a key set") } else { failure });
+        bail!(if missing {
+            failure.hint("`kimage keys new DIR` makes a key set")
+        } else {
+            failure
+        });
     }
-    ensure!(bytes.len() as u64 <= MAX_FILE, "{} is too large for a key file", path.display());
+    ensure!(
+        bytes.len() as u64 <= MAX_FILE,
+        "{} is too large for a key file",
+        path.display()
+    );
     Ok(bytes)
 }
 
@@ -248,7 +328,10 @@ pub struct FileSigner {
 
 impl fmt::Debug for FileSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileSigner").field("identity", &self.identity).field("keys", &"****").finish()
+        f.debug_struct("FileSigner")
+            .field("identity", &self.identity)
+            .field("keys", &"****")
+            .finish()
     }
 }
 
@@ -260,7 +343,9 @@ impl FileSigner {
         let secret = |name: &str| -> Result<Secret> {
             let path = folder.join(name);
             let der = pem::decode("PRIVATE KEY", &read_text(&path)?);
-            Ok(Secret(der.with_context(|| format!("read {}: not a PKCS#8 key", path.display()))?))
+            Ok(Secret(der.with_context(|| {
+                format!("read {}: not a PKCS#8 key", path.display())
+            })?))
         };
         let signer = Self {
             identity,
@@ -268,7 +353,9 @@ impl FileSigner {
             release: ed25519_pair(&secret("release.key")?)?,
         };
         for purpose in [Purpose::SecureBoot, Purpose::Release] {
-            signer.sign(purpose, b"kimage key check").with_context(|| format!("key folder {}", folder.display()))?;
+            signer
+                .sign(purpose, b"kimage key check")
+                .with_context(|| format!("key folder {}", folder.display()))?;
         }
         Ok(signer)
     }
@@ -291,7 +378,10 @@ impl Signer for FileSigner {
 
 fn rsa_pair(secret: &Secret) -> Result<RsaKeyPair> {
     let pair = RsaKeyPair::from_pkcs8(&secret.0).map_err(|error| anyhow!("not an RSA key: {error}"))?;
-    ensure!(pair.public().modulus_len() == 256, "Secure Boot keys are RSA-2048: firmware knows no others for sure");
+    ensure!(
+        pair.public().modulus_len() == 256,
+        "Secure Boot keys are RSA-2048: firmware knows no others for sure"
+    );
     Ok(pair)
 }
 
@@ -311,7 +401,10 @@ fn rsa_sign(pair: &RsaKeyPair, message: &[u8]) -> Result<Vec<u8>> {
 pub fn development_signer(store: &Path, progress: &Progress) -> Result<FileSigner> {
     let folder = store.join("development-keys");
     if !folder.exists() {
-        progress.warn(&format!("no keys given: making development keys in {}", folder.display()));
+        progress.warn(&format!(
+            "no keys given: making development keys in {}",
+            folder.display()
+        ));
         if let Err(error) = create(&folder) {
             // Another build that runs at the same moment may have been first.
             if !folder.join("release.key").exists() {
@@ -319,7 +412,9 @@ pub fn development_signer(store: &Path, progress: &Progress) -> Result<FileSigne
             }
         }
     }
-    progress.warn("signing with DEVELOPMENT keys: whoever can read this store can sign images that boot as yours");
+    progress.warn(
+        "signing with DEVELOPMENT keys: whoever can read this store can sign images that boot as yours",
+    );
     progress.warn("`kimage keys new DIR` and `--keys DIR` make a real release");
     let mut signer = FileSigner::load(&folder)?;
     signer.identity.development = true;
@@ -363,7 +458,10 @@ mod tests {
         let folder = parent.path().join("deep/keys");
         create(&folder).unwrap();
         assert_eq!(mode(&folder), 0o700);
-        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         assert_eq!(names.len(), 11);
         assert!(names.iter().all(|path| mode(path) == 0o600));
         assert_eq!(fs::read_dir(parent.path().join("deep")).unwrap().count(), 1);

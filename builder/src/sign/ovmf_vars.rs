@@ -6,7 +6,9 @@
 use anyhow::{Result, bail, ensure};
 
 use super::Identity;
-use super::efi_signature_list::{ATTRIBUTES, TIMESTAMP, Variable, certificate_list, empty_forbidden_list, owner};
+use super::efi_signature_list::{
+    ATTRIBUTES, TIMESTAMP, Variable, certificate_list, empty_forbidden_list, owner,
+};
 use crate::partitions::guid::Guid;
 
 /// Bytes of the whole store, `OVMF_VARS_4M.fd`.
@@ -32,13 +34,25 @@ const BOOT_SERVICES: u32 = 3;
 pub fn enrolled(identity: &Identity) -> Result<Vec<u8>> {
     let owner = owner(&identity.platform_key);
     let keys = [
-        (Variable::KeyExchangeKey, certificate_list(owner, &identity.key_exchange_key)),
-        (Variable::PlatformKey, certificate_list(owner, &identity.platform_key)),
+        (
+            Variable::KeyExchangeKey,
+            certificate_list(owner, &identity.key_exchange_key),
+        ),
+        (
+            Variable::PlatformKey,
+            certificate_list(owner, &identity.platform_key),
+        ),
         (Variable::Database, certificate_list(owner, &identity.database)),
         (Variable::Forbidden, empty_forbidden_list(owner)),
     ];
     let mut variables = variable("CustomMode", CUSTOM_MODE, BOOT_SERVICES, [0; 16], &[0]);
-    variables.extend(variable("SecureBootEnable", SECURE_BOOT_ENABLE, BOOT_SERVICES, [0; 16], &[1]));
+    variables.extend(variable(
+        "SecureBootEnable",
+        SECURE_BOOT_ENABLE,
+        BOOT_SERVICES,
+        [0; 16],
+        &[1],
+    ));
     for (key, data) in keys {
         variables.extend(variable(key.name(), key.vendor(), ATTRIBUTES, TIMESTAMP, &data));
     }
@@ -52,7 +66,10 @@ fn store(variables: &[u8]) -> Result<Vec<u8>> {
     let start = VOLUME_HEADER + STORE_HEADER;
     bytes[VOLUME_HEADER..start].copy_from_slice(&store_header());
     let Some(place) = bytes[start..VARIABLES_END].get_mut(..variables.len()) else {
-        bail!("variables of {} bytes do not fit into the firmware's store", variables.len());
+        bail!(
+            "variables of {} bytes do not fit into the firmware's store",
+            variables.len()
+        );
     };
     place.copy_from_slice(variables);
     // EFI_FAULT_TOLERANT_WORKING_BLOCK_HEADER: GUID, CRC, state (valid) and the size of the write queue behind it.
@@ -78,7 +95,9 @@ fn volume_header() -> [u8; VOLUME_HEADER] {
     header[55] = 2;
     header[56..60].copy_from_slice(&(SIZE as u32 / BLOCK).to_le_bytes());
     header[60..64].copy_from_slice(&BLOCK.to_le_bytes());
-    let sum = header.chunks(2).fold(0u16, |sum, word| sum.wrapping_add(u16::from_le_bytes([word[0], word[1]])));
+    let sum = header.chunks(2).fold(0u16, |sum, word| {
+        sum.wrapping_add(u16::from_le_bytes([word[0], word[1]]))
+    });
     header[50..52].copy_from_slice(&sum.wrapping_neg().to_le_bytes());
     header
 }
@@ -94,7 +113,11 @@ fn store_header() -> [u8; STORE_HEADER] {
 
 /// `AUTHENTICATED_VARIABLE_HEADER`, name and data, padded to four bytes.
 fn variable(name: &str, vendor: Guid, attributes: u32, time: [u8; 16], data: &[u8]) -> Vec<u8> {
-    let name: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+    let name: Vec<u8> = name
+        .encode_utf16()
+        .chain([0])
+        .flat_map(u16::to_le_bytes)
+        .collect();
     let mut bytes = vec![0xaa, 0x55, VALID, 0];
     bytes.extend(attributes.to_le_bytes());
     bytes.extend(0u64.to_le_bytes());
@@ -112,7 +135,10 @@ fn variable(name: &str, vendor: Guid, attributes: u32, time: [u8; 16], data: &[u
 
 /// Checks that `store` is, byte for byte, the one for `identity`.
 pub fn verify(store: &[u8], identity: &Identity) -> Result<()> {
-    ensure!(store == enrolled(identity)?, "variable store holds other keys or settings than the key set's");
+    ensure!(
+        store == enrolled(identity)?,
+        "variable store holds other keys or settings than the key set's"
+    );
     Ok(())
 }
 
@@ -136,7 +162,10 @@ mod tests {
 
     #[test]
     fn a_store_of_other_keys_is_noticed() {
-        let (own, foreign) = (crate::sign::keys::testing::signer(), crate::sign::keys::testing::foreign());
+        let (own, foreign) = (
+            crate::sign::keys::testing::signer(),
+            crate::sign::keys::testing::foreign(),
+        );
         let store = enrolled(own.identity()).unwrap();
         assert_eq!(store.len(), SIZE);
         verify(&store, own.identity()).unwrap();

@@ -24,11 +24,18 @@ pub(super) fn encode(label: &str, der: &[u8]) -> String {
 /// The DER of the first block with `label`; text before it is allowed.
 pub(super) fn decode(label: &str, text: &str) -> Result<Vec<u8>> {
     ensure!(text.len() <= MAX_TEXT, "PEM file of {} bytes", text.len());
-    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
-    let body = text.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+    let (begin, end) = (
+        format!("-----BEGIN {label}-----"),
+        format!("-----END {label}-----"),
+    );
+    let body = text
+        .split_once(&begin)
+        .and_then(|(_, rest)| rest.split_once(&end));
     let (body, _) = body.with_context(|| format!("no PEM block `{label}`"))?;
     let body: String = body.split_ascii_whitespace().collect();
-    STANDARD.decode(body).with_context(|| format!("PEM block `{label}`"))
+    STANDARD
+        .decode(body)
+        .with_context(|| format!("PEM block `{label}`"))
 }
 
 #[cfg(test)]
@@ -40,7 +47,10 @@ mod tests {
         let der: Vec<u8> = (0..200).collect();
         let text = encode("CERTIFICATE", &der);
         assert!(text.lines().all(|line| line.len() <= 64));
-        assert_eq!(decode("CERTIFICATE", &format!("subject=x\r\n{text}")).unwrap(), der);
+        assert_eq!(
+            decode("CERTIFICATE", &format!("subject=x\r\n{text}")).unwrap(),
+            der
+        );
         assert!(decode("PRIVATE KEY", &text).is_err());
         assert!(decode("CERTIFICATE", &text.replace('A', "*")).is_err());
         assert!(decode("CERTIFICATE", &text[..100]).is_err());

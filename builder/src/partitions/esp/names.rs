@@ -23,15 +23,27 @@ pub(super) fn check(name: &str) -> Result<()> {
 
 /// The 8.3 name of `name`, different from all in `taken`, to which it is added.
 pub(super) fn short(name: &str, taken: &mut BTreeSet<[u8; 11]>) -> Result<[u8; 11]> {
-    let (stem, extension) = name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).unwrap_or((name, ""));
+    let (stem, extension) = name
+        .rsplit_once('.')
+        .filter(|(stem, _)| !stem.is_empty())
+        .unwrap_or((name, ""));
     if is_plain(stem, 1, 8) && is_plain(extension, 0, 3) {
         let plain = pad(stem, extension);
-        ensure!(taken.insert(plain), "two files on the boot partition are called {name}");
+        ensure!(
+            taken.insert(plain),
+            "two files on the boot partition are called {name}"
+        );
         return Ok(plain);
     }
     let keep = |text: &str, length: usize| {
         let kept = text.chars().filter(|c| !" .".contains(*c));
-        let kept = kept.map(|c| if is_plain_char(c.to_ascii_uppercase()) { c.to_ascii_uppercase() } else { '_' });
+        let kept = kept.map(|c| {
+            if is_plain_char(c.to_ascii_uppercase()) {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        });
         kept.take(length).collect::<String>()
     };
     let extension = keep(extension, 3);
@@ -64,7 +76,11 @@ fn pad(stem: &str, extension: &str) -> [u8; 11] {
 pub(super) fn short_text(short: &[u8; 11]) -> String {
     let part = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
     let (stem, extension) = (part(&short[..8]), part(&short[8..]));
-    if extension.is_empty() { stem } else { format!("{stem}.{extension}") }
+    if extension.is_empty() {
+        stem
+    } else {
+        format!("{stem}.{extension}")
+    }
 }
 
 /// The long-name entries that stand before the entry `short`; none if the short name says it all.
@@ -73,7 +89,7 @@ pub(super) fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
         return Vec::new();
     }
     let mut units: Vec<u16> = name.encode_utf16().collect();
-    if units.len() % UNITS != 0 {
+    if !units.len().is_multiple_of(UNITS) {
         units.push(0);
         units.resize(units.len().next_multiple_of(UNITS), 0xffff);
     }
@@ -81,7 +97,7 @@ pub(super) fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count * ENTRY);
     for (index, part) in units.chunks(UNITS).enumerate().rev() {
         let mut entry = [0; ENTRY];
-        entry[0] = index as u8 + 1 | if index + 1 == count { LAST } else { 0 };
+        entry[0] = (index as u8 + 1) | if index + 1 == count { LAST } else { 0 };
         entry[11] = ATTRIBUTE_LONG_NAME;
         entry[13] = checksum(short);
         for (place, unit) in PLACES.iter().zip(part) {
@@ -93,7 +109,9 @@ pub(super) fn long_entries(name: &str, short: &[u8; 11]) -> Vec<u8> {
 }
 
 fn checksum(short: &[u8; 11]) -> u8 {
-    short.iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte))
+    short
+        .iter()
+        .fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte))
 }
 
 /// Puts long names together from entries as they come.
@@ -108,10 +126,16 @@ pub(super) struct LongName {
 impl LongName {
     /// Takes one long-name entry.
     pub(super) fn push(&mut self, entry: &[u8]) {
-        let (Some(order), Some(sum)) = (entry.first(), entry.get(13)) else { return };
+        let (Some(order), Some(sum)) = (entry.first(), entry.get(13)) else {
+            return;
+        };
         let number = order & 0x3f;
         if order & LAST != 0 && (1..=20).contains(&number) {
-            *self = Self { missing: number, checksum: *sum, units: vec![0; usize::from(number) * UNITS] };
+            *self = Self {
+                missing: number,
+                checksum: *sum,
+                units: vec![0; usize::from(number) * UNITS],
+            };
         }
         if number == 0 || number != self.missing || *sum != self.checksum {
             *self = Self::default();
@@ -127,7 +151,11 @@ impl LongName {
     /// The name of the entry `short` that ends the sequence.
     pub(super) fn take(&mut self, short: &[u8; 11]) -> String {
         let name = std::mem::take(self);
-        let end = name.units.iter().position(|unit| *unit == 0).unwrap_or(name.units.len());
+        let end = name
+            .units
+            .iter()
+            .position(|unit| *unit == 0)
+            .unwrap_or(name.units.len());
         if name.missing != 0 || end == 0 || name.checksum != checksum(short) {
             return short_text(short);
         }
@@ -154,7 +182,9 @@ mod tests {
             let alias = short(name, &mut taken).unwrap();
             assert_eq!(short_text(&alias), expected);
             let mut long = LongName::default();
-            long_entries(name, &alias).chunks(ENTRY).for_each(|entry| long.push(entry));
+            long_entries(name, &alias)
+                .chunks(ENTRY)
+                .for_each(|entry| long.push(entry));
             assert_eq!(long.take(&alias), name);
         }
         assert!(short("BOOTX64.EFI", &mut taken).is_err());

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    ATTRIBUTE_DIRECTORY, ATTRIBUTE_LABEL, ATTRIBUTE_LONG_NAME, CLUSTER, ENTRY, Geometry, RESERVED_SECTORS, ROOT_CLUSTER,
-    SECTOR, boot_sector, names,
+    ATTRIBUTE_DIRECTORY, ATTRIBUTE_LABEL, ATTRIBUTE_LONG_NAME, CLUSTER, ENTRY, Geometry, RESERVED_SECTORS,
+    ROOT_CLUSTER, SECTOR, boot_sector, names,
 };
 
 const MAX_DEPTH: usize = 8;
@@ -34,18 +34,38 @@ impl<'a> Esp<'a> {
         let geometry = Geometry::new(size)?;
         let read = |place: u64, length: u64| -> Result<Vec<u8>> {
             let mut bytes = vec![0; length as usize];
-            file.read_exact_at(&mut bytes, offset + place).context("read boot partition")?;
+            file.read_exact_at(&mut bytes, offset + place)
+                .context("read boot partition")?;
             Ok(bytes)
         };
         let boot = read(0, SECTOR)?;
         let volume_id = u32::from_le_bytes([boot[67], boot[68], boot[69], boot[70]]);
-        ensure!(boot == boot_sector(&geometry, volume_id), "boot partition's first sector is not kimage's");
+        ensure!(
+            boot == boot_sector(&geometry, volume_id),
+            "boot partition's first sector is not kimage's"
+        );
         let fat = geometry.fat_sectors * SECTOR;
         let table = read(RESERVED_SECTORS * SECTOR, fat)?;
-        ensure!(table == read(RESERVED_SECTORS * SECTOR + fat, fat)?, "boot partition's two tables differ");
-        let entries = table.chunks_exact(4).map(|entry| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
-        let table = entries.map(|entry| entry & 0x0fff_ffff).take(geometry.clusters as usize + 2).collect();
-        let mut esp = Self { file, offset, geometry, volume_id, table, files: BTreeMap::new(), folders: 0 };
+        ensure!(
+            table == read(RESERVED_SECTORS * SECTOR + fat, fat)?,
+            "boot partition's two tables differ"
+        );
+        let entries = table
+            .chunks_exact(4)
+            .map(|entry| u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
+        let table = entries
+            .map(|entry| entry & 0x0fff_ffff)
+            .take(geometry.clusters as usize + 2)
+            .collect();
+        let mut esp = Self {
+            file,
+            offset,
+            geometry,
+            volume_id,
+            table,
+            files: BTreeMap::new(),
+            folders: 0,
+        };
         esp.walk(ROOT_CLUSTER, "", 0)?;
         Ok(esp)
     }
@@ -62,8 +82,12 @@ impl<'a> Esp<'a> {
 
     /// The bytes of the file at `path`.
     pub fn file(&self, path: &str) -> Result<Vec<u8>> {
-        let (cluster, size) = self.files.get(path).with_context(|| format!("no {path} on the boot partition"))?;
-        self.chain(*cluster, *size as usize).with_context(|| format!("read {path} of the boot partition"))
+        let (cluster, size) = self
+            .files
+            .get(path)
+            .with_context(|| format!("no {path} on the boot partition"))?;
+        self.chain(*cluster, *size as usize)
+            .with_context(|| format!("read {path} of the boot partition"))
     }
 
     /// Reads up to `limit` bytes along the chain from `cluster` on; the chain must be as long as they need.
@@ -89,7 +113,10 @@ impl<'a> Esp<'a> {
         let (mut clusters, mut next) = (0, cluster);
         while next >= ROOT_CLUSTER && u64::from(next) < self.geometry.clusters + 2 {
             clusters += 1;
-            ensure!(clusters * CLUSTER as usize <= MAX_DIRECTORY, "folder at cluster {cluster} is too long");
+            ensure!(
+                clusters * CLUSTER as usize <= MAX_DIRECTORY,
+                "folder at cluster {cluster} is too long"
+            );
             next = self.table.get(next as usize).copied().unwrap_or(0);
         }
         self.chain(cluster, clusters * CLUSTER as usize)
@@ -98,7 +125,10 @@ impl<'a> Esp<'a> {
     fn walk(&mut self, cluster: u32, prefix: &str, depth: usize) -> Result<()> {
         ensure!(depth <= MAX_DEPTH, "boot partition's folders are nested too deep");
         self.folders += 1;
-        ensure!(self.folders <= MAX_FILES, "boot partition has more than {MAX_FILES} folders");
+        ensure!(
+            self.folders <= MAX_FILES,
+            "boot partition has more than {MAX_FILES} folders"
+        );
         let mut long = names::LongName::default();
         for entry in self.directory(cluster)?.chunks_exact(ENTRY) {
             let attribute = entry[11];
@@ -120,10 +150,19 @@ impl<'a> Esp<'a> {
                 self.walk(first, &format!("{path}/"), depth + 1)?;
                 continue;
             }
-            ensure!(self.files.len() < MAX_FILES, "boot partition has more than {MAX_FILES} files");
+            ensure!(
+                self.files.len() < MAX_FILES,
+                "boot partition has more than {MAX_FILES} files"
+            );
             let size = u32::from_le_bytes([entry[28], entry[29], entry[30], entry[31]]);
-            ensure!(u64::from(size) <= self.geometry.sectors * SECTOR, "{path} is larger than its partition");
-            ensure!(self.files.insert(path.clone(), (first, size)).is_none(), "{path} is there twice");
+            ensure!(
+                u64::from(size) <= self.geometry.sectors * SECTOR,
+                "{path} is larger than its partition"
+            );
+            ensure!(
+                self.files.insert(path.clone(), (first, size)).is_none(),
+                "{path} is there twice"
+            );
         }
         Ok(())
     }
@@ -135,15 +174,28 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PARAMETERS: Parameters = Parameters { size: SIZE, volume_id: 0x1234_abcd, epoch: 1_700_000_000 };
+    const PARAMETERS: Parameters = Parameters {
+        size: SIZE,
+        volume_id: 0x1234_abcd,
+        epoch: 1_700_000_000,
+    };
 
     fn sample() -> File {
         let file = tempfile::tempfile().unwrap();
         file.set_len(SIZE).unwrap();
         let files = [
-            EspFile { path: "EFI/Linux/kimage_1+3.efi", data: &[7; 5000] },
-            EspFile { path: "EFI/BOOT/BOOTX64.EFI", data: b"boot" },
-            EspFile { path: "empty", data: b"" },
+            EspFile {
+                path: "EFI/Linux/kimage_1+3.efi",
+                data: &[7; 5000],
+            },
+            EspFile {
+                path: "EFI/BOOT/BOOTX64.EFI",
+                data: b"boot",
+            },
+            EspFile {
+                path: "empty",
+                data: b"",
+            },
         ];
         write(&file, 0, &PARAMETERS, &files).unwrap();
         file
@@ -154,7 +206,14 @@ mod tests {
         let file = sample();
         let esp = Esp::read(&file, 0, SIZE).unwrap();
         let names: Vec<_> = esp.files().collect();
-        assert_eq!(names, [("EFI/BOOT/BOOTX64.EFI", 4), ("EFI/Linux/kimage_1+3.efi", 5000), ("empty", 0)]);
+        assert_eq!(
+            names,
+            [
+                ("EFI/BOOT/BOOTX64.EFI", 4),
+                ("EFI/Linux/kimage_1+3.efi", 5000),
+                ("empty", 0)
+            ]
+        );
         assert_eq!(esp.file("EFI/Linux/kimage_1+3.efi").unwrap(), [7; 5000]);
         assert_eq!(esp.file("empty").unwrap(), b"");
         assert_eq!(esp.volume_id(), PARAMETERS.volume_id);
@@ -173,7 +232,10 @@ mod tests {
         refuse(&["a", "a/b"]);
         refuse(&["/a"]);
         refuse(&["a//b"]);
-        let small = Parameters { size: 64 << 20, ..PARAMETERS };
+        let small = Parameters {
+            size: 64 << 20,
+            ..PARAMETERS
+        };
         assert!(write(&file, 0, &small, &[]).is_err());
     }
 

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    ATTRIBUTE_ARCHIVE, ATTRIBUTE_DIRECTORY, ATTRIBUTE_LABEL, CLUSTER, DosTime, END_OF_CHAIN, ENTRY, EspFile, LABEL,
-    ROOT_CLUSTER, names,
+    ATTRIBUTE_ARCHIVE, ATTRIBUTE_DIRECTORY, ATTRIBUTE_LABEL, CLUSTER, DosTime, END_OF_CHAIN, ENTRY, EspFile,
+    LABEL, ROOT_CLUSTER, names,
 };
 
 enum Node<'a> {
@@ -22,9 +22,12 @@ pub(super) struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     pub(super) fn new(files: &[EspFile<'a>]) -> Result<Self> {
-        let mut tree = Self { root: BTreeMap::new() };
+        let mut tree = Self {
+            root: BTreeMap::new(),
+        };
         for file in files {
-            tree.insert(file).with_context(|| format!("boot partition file {}", file.path))?;
+            tree.insert(file)
+                .with_context(|| format!("boot partition file {}", file.path))?;
         }
         Ok(tree)
     }
@@ -37,18 +40,30 @@ impl<'a> Tree<'a> {
         let mut place = &mut self.root;
         for folder in folders.into_iter().flat_map(|folders| folders.split('/')) {
             names::check(folder)?;
-            let Node::Directory(next) = place.entry(folder).or_insert_with(|| Node::Directory(BTreeMap::new())) else {
+            let Node::Directory(next) = place
+                .entry(folder)
+                .or_insert_with(|| Node::Directory(BTreeMap::new()))
+            else {
                 bail!("`{folder}` is a file and a folder");
             };
             place = next;
         }
         names::check(name)?;
-        ensure!(place.insert(name, Node::File(file.data)).is_none(), "it is given twice");
+        ensure!(
+            place.insert(name, Node::File(file.data)).is_none(),
+            "it is given twice"
+        );
         Ok(())
     }
 
     pub(super) fn lay_out(&self, time: DosTime, clusters: u64) -> Result<Layout<'a>> {
-        let mut layout = Layout { time, next: ROOT_CLUSTER, limit: clusters, table: Vec::new(), extents: Vec::new() };
+        let mut layout = Layout {
+            time,
+            next: ROOT_CLUSTER,
+            limit: clusters,
+            table: Vec::new(),
+            extents: Vec::new(),
+        };
         layout.table.extend([0x0fff_fff8, END_OF_CHAIN]);
         layout.directory(&self.root, None)?;
         Ok(layout)
@@ -86,7 +101,10 @@ impl<'a> Layout<'a> {
         if count == 0 {
             return Ok(0);
         }
-        ensure!(u64::from(self.used()) + count <= self.limit, "the files do not fit into the boot partition");
+        ensure!(
+            u64::from(self.used()) + count <= self.limit,
+            "the files do not fit into the boot partition"
+        );
         let first = self.next;
         self.next += count as u32;
         self.table.extend(first + 1..self.next);
@@ -101,7 +119,10 @@ impl<'a> Layout<'a> {
         let mut entries = Vec::new();
         let mut length = ENTRY * if parent.is_some() { 2 } else { 1 };
         for (name, node) in children {
-            ensure!(folded.insert(name.to_ascii_lowercase()), "two names differ from `{name}` in case only");
+            ensure!(
+                folded.insert(name.to_ascii_lowercase()),
+                "two names differ from `{name}` in case only"
+            );
             let short = names::short(name, &mut taken)?;
             let long = names::long_entries(name, &short);
             length += long.len() + ENTRY;
@@ -122,9 +143,11 @@ impl<'a> Layout<'a> {
             let (attribute, cluster, size) = match node {
                 Node::Directory(children) => (ATTRIBUTE_DIRECTORY, self.directory(children, Some(first))?, 0),
                 Node::File(data) => {
-                    let size = u32::try_from(data.len()).context("a file of the boot partition exceeds 4 GiB")?;
+                    let size =
+                        u32::try_from(data.len()).context("a file of the boot partition exceeds 4 GiB")?;
                     let cluster = self.allocate(data.len())?;
-                    self.extents.push((cluster.max(ROOT_CLUSTER), Cow::Borrowed(*data)));
+                    self.extents
+                        .push((cluster.max(ROOT_CLUSTER), Cow::Borrowed(*data)));
                     (ATTRIBUTE_ARCHIVE, cluster, size)
                 }
             };
@@ -140,7 +163,14 @@ impl<'a> Layout<'a> {
         let mut entry = [0; ENTRY];
         entry[..11].copy_from_slice(short);
         entry[11] = attribute;
-        for (place, value) in [(14, time), (16, date), (18, date), (20, (cluster >> 16) as u16), (22, time), (24, date)] {
+        for (place, value) in [
+            (14, time),
+            (16, date),
+            (18, date),
+            (20, (cluster >> 16) as u16),
+            (22, time),
+            (24, date),
+        ] {
             entry[place..place + 2].copy_from_slice(&value.to_le_bytes());
         }
         entry[26..28].copy_from_slice(&(cluster as u16).to_le_bytes());

@@ -34,19 +34,32 @@ pub struct SectionHeader {
 impl SectionHeader {
     /// The name without its padding.
     pub fn name(&self) -> &[u8] {
-        let end = self.name.iter().position(|byte| *byte == 0).unwrap_or(self.name.len());
+        let end = self
+            .name
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(self.name.len());
         &self.name[..end]
     }
 
     /// The offset just behind the section's bytes in the file; for a section without bytes, zero.
     pub(super) fn raw_end(&self) -> usize {
-        if self.raw_size == 0 { 0 } else { self.raw_offset as usize + self.raw_size as usize }
+        if self.raw_size == 0 {
+            0
+        } else {
+            self.raw_offset as usize + self.raw_size as usize
+        }
     }
 
     pub(super) fn encode(&self) -> [u8; SECTION_HEADER] {
         let mut bytes = [0; SECTION_HEADER];
         bytes[..8].copy_from_slice(&self.name);
-        let fields = [self.virtual_size, self.virtual_address, self.raw_size, self.raw_offset];
+        let fields = [
+            self.virtual_size,
+            self.virtual_address,
+            self.raw_size,
+            self.raw_offset,
+        ];
         for (place, value) in bytes[8..24].chunks_exact_mut(4).zip(fields) {
             place.copy_from_slice(&value.to_le_bytes());
         }
@@ -78,11 +91,20 @@ impl Pe {
     pub fn parse(file: &[u8]) -> Result<Self> {
         ensure!(file.starts_with(b"MZ"), "not a PE file: no MZ signature");
         let signature = u32_at(file, 0x3c)? as usize;
-        ensure!(signature <= MAX_HEADER_OFFSET, "PE header at unlikely offset {signature}");
-        ensure!(bytes_at(file, signature, 4)? == b"PE\0\0", "not a PE file: no PE signature");
+        ensure!(
+            signature <= MAX_HEADER_OFFSET,
+            "PE header at unlikely offset {signature}"
+        );
+        ensure!(
+            bytes_at(file, signature, 4)? == b"PE\0\0",
+            "not a PE file: no PE signature"
+        );
         let coff = signature + 4;
         let count = usize::from(u16_at(file, coff + 2)?);
-        ensure!((1..=MAX_SECTIONS).contains(&count), "PE file with {count} sections");
+        ensure!(
+            (1..=MAX_SECTIONS).contains(&count),
+            "PE file with {count} sections"
+        );
         let optional = coff + 20;
         ensure!(u16_at(file, optional)? == 0x20b, "not a 64-bit PE file");
         let optional_size = usize::from(u16_at(file, coff + 16)?);
@@ -102,12 +124,20 @@ impl Pe {
             certificates: None,
         };
         for alignment in [pe.section_alignment, pe.file_alignment] {
-            ensure!(alignment.is_power_of_two() && alignment <= 0x1_0000, "PE alignment {alignment:#x}");
+            ensure!(
+                alignment.is_power_of_two() && alignment <= 0x1_0000,
+                "PE alignment {alignment:#x}"
+            );
         }
         let table_end = pe.section_table + count * SECTION_HEADER;
-        ensure!(table_end <= pe.headers_size && pe.headers_size <= file.len(), "PE headers are cut short");
+        ensure!(
+            table_end <= pe.headers_size && pe.headers_size <= file.len(),
+            "PE headers are cut short"
+        );
         for index in 0..count {
-            let section = pe.read_section(file, index).with_context(|| format!("PE section {index}"))?;
+            let section = pe
+                .read_section(file, index)
+                .with_context(|| format!("PE section {index}"))?;
             pe.sections.push(section);
         }
         pe.certificates = pe.read_certificates(file)?;
@@ -126,13 +156,19 @@ impl Pe {
             raw_offset: u32_at(bytes, 20)?,
             characteristics: u32_at(bytes, 36)?,
         };
-        ensure!(section.raw_end() <= file.len(), "its bytes end behind the file's end");
+        ensure!(
+            section.raw_end() <= file.len(),
+            "its bytes end behind the file's end"
+        );
         ensure!(
             section.raw_size == 0 || section.raw_offset as usize >= self.headers_size,
             "its bytes overlap the headers"
         );
         let before = self.sections.last().map_or(0, SectionHeader::virtual_end);
-        ensure!(u64::from(section.virtual_address) >= before, "it overlaps its neighbour in memory");
+        ensure!(
+            u64::from(section.virtual_address) >= before,
+            "it overlaps its neighbour in memory"
+        );
         Ok(section)
     }
 
@@ -142,7 +178,13 @@ impl Pe {
         if offset == 0 && length == 0 {
             return Ok(None);
         }
-        let end = self.sections.iter().map(SectionHeader::raw_end).max().unwrap_or(0).max(self.headers_size);
+        let end = self
+            .sections
+            .iter()
+            .map(SectionHeader::raw_end)
+            .max()
+            .unwrap_or(0)
+            .max(self.headers_size);
         ensure!(
             offset >= end && length >= 8 && offset.checked_add(length) == Some(file.len()),
             "the certificate table ({length} bytes at {offset}) does not close the file ({} bytes)",
@@ -154,7 +196,11 @@ impl Pe {
     /// The bytes of `section` that are both in the file and in memory. `file` is the one that was parsed.
     pub fn data<'a>(&self, file: &'a [u8], section: &SectionHeader) -> &'a [u8] {
         let length = section.virtual_size.min(section.raw_size) as usize;
-        let start = if length == 0 { 0 } else { section.raw_offset as usize };
+        let start = if length == 0 {
+            0
+        } else {
+            section.raw_offset as usize
+        };
         file.get(start..start + length).unwrap_or_default()
     }
 
