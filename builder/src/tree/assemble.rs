@@ -101,6 +101,7 @@ pub fn assemble(
     let top = layers.last().context("no layer")?;
     let packages = layer::installed(&top.root())?;
     let kernel = kernel::take(&mut tree)?;
+    let licences: Vec<Option<TreePath>> = packages.iter().map(|package| licence(package, &tree)).collect();
     leave_outs.apply(&mut tree);
     normalise::normalise(&mut tree)?;
     add_folder(&mut tree, &definition.image.folder.join("rootfs"))?;
@@ -113,7 +114,8 @@ pub fn assemble(
     }
     add_generated(&mut tree, definition, &kernel.version, baked.components)?;
     apply_units(&mut tree, definition)?;
-    let packages = packages.iter().map(|package| described(package, &tree)).collect();
+    let licences = licences.into_iter().map(|path| path.filter(|path| tree.get(path).is_some()));
+    let packages = packages.iter().zip(licences).map(|(package, licence)| described(package, licence)).collect();
     Ok(Assembled { tree, kernel, packages })
 }
 
@@ -279,7 +281,7 @@ fn apply_units(tree: &mut Tree, definition: &Definition) -> Result<()> {
     units::apply(tree, &lists)
 }
 
-fn described(package: &Package, tree: &Tree) -> InstalledPackage {
+fn described(package: &Package, licence: Option<TreePath>) -> InstalledPackage {
     let (source, source_version) = package.source();
     InstalledPackage {
         name: package.name.clone(),
@@ -289,19 +291,23 @@ fn described(package: &Package, tree: &Tree) -> InstalledPackage {
         source_version,
         maintainer: package.field("Maintainer").map(str::to_owned),
         homepage: package.field("Homepage").map(str::to_owned),
-        licence: licence(package, tree),
+        licence,
     }
 }
 
-/// `/usr/share/doc/<package>/copyright`; the folder may be a link to another package's.
+/// `/usr/share/doc/<package>/copyright` of an unreduced tree; folder and file may be links to another package's.
 fn licence(package: &Package, tree: &Tree) -> Option<TreePath> {
     let doc = TreePath::parse(b"usr/share/doc").ok()?;
     let mut folder = doc.join(package.name.as_bytes());
     if let Kind::Symlink(target) = &tree.get(&folder)?.kind {
-        folder = doc.join(target);
+        folder = doc.join(target.rsplit(|byte| *byte == b'/').next()?);
     }
-    let path = folder.join(b"copyright");
-    tree.get(&path).map(|_| path)
+    let mut path = folder.join(b"copyright");
+    if let Kind::Symlink(target) = &tree.get(&path)?.kind {
+        let relative = target.strip_prefix(b"../".as_slice())?;
+        path = TreePath::parse(&[b"usr/share/doc/".as_slice(), relative].concat()).ok()?;
+    }
+    Some(path)
 }
 
 /// A digest of everything that a tree says: equal trees have equal digests.

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -160,7 +160,7 @@ impl Database<'_> {
     pub fn write(&self, root: &Path) -> Result<()> {
         let admin = root.join(ADMIN);
         for folder in ["info", "updates", "triggers", "parts", "alternatives"] {
-            DirBuilder::new().recursive(true).mode(0o755).create(admin.join(folder))?;
+            make_folders(root, &format!("{ADMIN}/{folder}"))?;
         }
         for (package, list) in self.packages.iter().zip(&self.unpacked.lists) {
             self.write_info(&admin.join("info"), package, list)?;
@@ -340,6 +340,20 @@ fn drop_absent(stanza: &mut Paragraph, present: &BTreeSet<String>) {
 
 fn render(stanzas: &[Paragraph]) -> String {
     stanzas.iter().map(|stanza| stanza.render() + "\n").collect()
+}
+
+/// Makes the folders of `path` below `root` that are absent, with mode 0755 whatever the process's umask.
+pub(super) fn make_folders(root: &Path, path: &str) -> Result<()> {
+    let mut folder = root.to_owned();
+    for part in path.split('/') {
+        folder.push(part);
+        match fs::create_dir(&folder) {
+            Ok(()) => fs::set_permissions(&folder, Permissions::from_mode(0o755))?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("make {}", folder.display())),
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file anew, with exactly these permission bits.

@@ -180,9 +180,7 @@ pub fn build_role(
     let owned = owned_paths(&base.root(), &old)?;
     let below = Below { tree: &tree, packages: &old, owners: &owned };
     let unpacked = unpack_all(&root, recipe, &opened, Some(below), workshop, progress)?;
-    // A path that unpacking makes below a folder of the base must not change that folder's owner.
-    let etc = root.join("etc");
-    DirBuilder::new().recursive(true).mode(0o755).create(&etc)?;
+    dpkg::make_folders(&root, "etc")?;
     let accounts = users::add(&root, &base.root(), recipe.users, recipe.groups, recipe.epoch)?;
     let database = Database { packages, unpacked: &unpacked, below: &old };
     database.write(&root)?;
@@ -282,7 +280,7 @@ fn configure_all(
 ) -> Result<(Owners, Timing)> {
     let task = progress.task("configure packages", None);
     let scratch = folder.join("scratch");
-    DirBuilder::new().mode(0o755).create(&scratch)?;
+    DirBuilder::new().mode(0o700).create(&scratch)?;
     let result = configure::configure(sandbox, rounds, commands, &scratch, &task)?;
     fs::remove_dir_all(&scratch)?;
     task.done();
