@@ -119,7 +119,8 @@ home = "/var/lib/nfs"
 "#;
 
 fn debs_folder() -> PathBuf {
-    let folder = std::env::var_os("KIMAGE_TEST_DEBS").expect("set KIMAGE_TEST_DEBS (see the top of this file)");
+    let folder =
+        std::env::var_os("KIMAGE_TEST_DEBS").expect("set KIMAGE_TEST_DEBS (see the top of this file)");
     PathBuf::from(folder)
 }
 
@@ -130,9 +131,17 @@ fn workplace(folder: &Path) -> (Definition, Lock, Store) {
         .iter()
         .map(|(name, gid)| toml::from_str(&format!("name = {name:?}\ngid = {gid}")).unwrap())
         .collect();
-    let image = Image { name: "test".into(), folder: folder.join("image"), manifest };
+    let image = Image {
+        name: "test".into(),
+        folder: folder.join("image"),
+        manifest,
+    };
     let manifest: RoleManifest = toml::from_str(ROLE).unwrap();
-    let role = Role { name: "worker".into(), folder: folder.join("role"), manifest };
+    let role = Role {
+        name: "worker".into(),
+        folder: folder.join("role"),
+        manifest,
+    };
     let script = folder.join("image/rootfs/usr/lib/kimage/script");
     std::fs::create_dir_all(script.parent().unwrap()).unwrap();
     std::fs::write(&script, "#!/bin/sh\n").unwrap();
@@ -142,7 +151,9 @@ fn workplace(folder: &Path) -> (Definition, Lock, Store) {
 
     let store = Store::open(&folder.join("store")).unwrap();
     let mut packages = Vec::new();
-    let debs = std::fs::read_dir(debs_folder()).unwrap().map(|entry| entry.unwrap().path());
+    let debs = std::fs::read_dir(debs_folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     for path in debs.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
         let deb = Deb::open(&path).unwrap();
         let field = |name: &str| deb.paragraph.get(name).unwrap().to_owned();
@@ -175,20 +186,50 @@ fn workplace(folder: &Path) -> (Definition, Lock, Store) {
         component: Vec::new(),
         toolchain: Vec::new(),
     };
-    (Definition { image, role, components: Vec::new() }, lock, store)
+    (
+        Definition {
+            image,
+            role,
+            components: Vec::new(),
+        },
+        lock,
+        store,
+    )
 }
 
 fn options(jobs: usize) -> Options {
-    let workshop = Workshop { program: Some(env!("CARGO_BIN_EXE_kimage").into()), jobs };
-    Options { cache: true, workshop }
+    let workshop = Workshop {
+        program: Some(env!("CARGO_BIN_EXE_kimage").into()),
+        jobs,
+    };
+    Options {
+        cache: true,
+        workshop,
+    }
 }
 
 fn assembled_in(folder: &Path, jobs: usize) -> Assembled {
     let (definition, lock, store) = workplace(folder);
-    let files = [(b"var/lib/component/data".as_slice(), Entry::bytes(0o600, *b"data"))];
-    let files = files.map(|(path, entry)| (TreePath::parse(path).unwrap(), entry)).to_vec();
-    let baked = Baked { files, components: Vec::new() };
-    assemble(&definition, &lock, &store, baked, &Progress::silent(), &options(jobs)).unwrap_or_else(|error| {
+    let files = [(
+        b"var/lib/component/data".as_slice(),
+        Entry::bytes(0o600, *b"data"),
+    )];
+    let files = files
+        .map(|(path, entry)| (TreePath::parse(path).unwrap(), entry))
+        .to_vec();
+    let baked = Baked {
+        files,
+        components: Vec::new(),
+    };
+    assemble(
+        &definition,
+        &lock,
+        &store,
+        baked,
+        &Progress::silent(),
+        &options(jobs),
+    )
+    .unwrap_or_else(|error| {
         let hints: Vec<&str> = kimage_builder::failure::hints(&error).collect();
         panic!("{error:?}\n{}", hints.join("\n"))
     })
@@ -211,7 +252,10 @@ fn listing(tree: &Tree) -> String {
             Kind::File { digest, .. } => digest.to_string(),
             other => format!("{other:?}"),
         };
-        format!("{path} {:o} {} {} {:?} {kind}\n", entry.mode, entry.uid, entry.gid, entry.xattrs)
+        format!(
+            "{path} {:o} {} {} {:?} {kind}\n",
+            entry.mode, entry.uid, entry.gid, entry.xattrs
+        )
     };
     tree.entries().map(line).collect()
 }
@@ -227,8 +271,14 @@ fn text(tree: &Tree, path: &str) -> String {
 
 fn bytes(entry: &Entry) -> Vec<u8> {
     match &entry.kind {
-        Kind::File { content: Content::Bytes(bytes), .. } => bytes.to_vec(),
-        Kind::File { content: Content::File(path), .. } => std::fs::read(path).unwrap(),
+        Kind::File {
+            content: Content::Bytes(bytes),
+            ..
+        } => bytes.to_vec(),
+        Kind::File {
+            content: Content::File(path),
+            ..
+        } => std::fs::read(path).unwrap(),
         other => panic!("not a file: {other:?}"),
     }
 }
@@ -245,7 +295,11 @@ fn every_file_holds_the_bytes_that_its_digest_names() {
     for (path, entry) in assembled().tree.entries() {
         if let Kind::File { size, digest, .. } = &entry.kind {
             let bytes = bytes(entry);
-            assert_eq!((Digest::of(&bytes), bytes.len() as u64), (*digest, *size), "{path}");
+            assert_eq!(
+                (Digest::of(&bytes), bytes.len() as u64),
+                (*digest, *size),
+                "{path}"
+            );
         }
     }
 }
@@ -253,10 +307,17 @@ fn every_file_holds_the_bytes_that_its_digest_names() {
 #[test]
 fn owners_are_those_that_packages_and_scripts_asked_for() {
     let tree = &assembled().tree;
-    let owner = |path: &str| get(tree, path).map(|entry| (entry.mode, entry.uid, entry.gid)).unwrap();
+    let owner = |path: &str| {
+        get(tree, path)
+            .map(|entry| (entry.mode, entry.uid, entry.gid))
+            .unwrap()
+    };
     assert_eq!(owner("etc/shadow"), (0o640, 0, 42));
     assert_eq!(owner("usr/sbin/unix_chkpwd"), (0o2755, 0, 42));
-    assert_eq!(owner("usr/lib/dbus-1.0/dbus-daemon-launch-helper"), (0o4754, 0, 103));
+    assert_eq!(
+        owner("usr/lib/dbus-1.0/dbus-daemon-launch-helper"),
+        (0o4754, 0, 103)
+    );
     assert_eq!(owner("etc/chrony/chrony.keys"), (0o640, 0, 102));
     // The role's layer, with a user that the role fixes.
     assert_eq!(owner("usr/share/factory/var/lib/nfs/sm").1, 103);
@@ -266,8 +327,16 @@ fn owners_are_those_that_packages_and_scripts_asked_for() {
 fn what_belongs_to_one_machine_or_one_build_is_gone() {
     let tree = &assembled().tree;
     assert_eq!(text(tree, "etc/machine-id"), "");
-    assert_eq!(link(tree, "etc/resolv.conf"), "../run/systemd/resolve/stub-resolv.conf");
-    for path in ["etc/hostname", "etc/passwd-", "etc/iscsi/initiatorname.iscsi", "boot/vmlinuz"] {
+    assert_eq!(
+        link(tree, "etc/resolv.conf"),
+        "../run/systemd/resolve/stub-resolv.conf"
+    );
+    for path in [
+        "etc/hostname",
+        "etc/passwd-",
+        "etc/iscsi/initiatorname.iscsi",
+        "boot/vmlinuz",
+    ] {
         assert!(get(tree, path).is_none(), "{path}");
     }
     let day = (EPOCH / 86_400).to_string();
@@ -278,7 +347,10 @@ fn what_belongs_to_one_machine_or_one_build_is_gone() {
     for (path, entry) in tree.entries() {
         let text = path.to_string();
         let log = text.starts_with("/usr/share/factory/var/log/") && !matches!(entry.kind, Kind::Directory);
-        assert!(!log && !text.contains(".kimage-") && !text.contains(".dpkg-new"), "{text}");
+        assert!(
+            !log && !text.contains(".kimage-") && !text.contains(".dpkg-new"),
+            "{text}"
+        );
     }
 }
 
@@ -292,7 +364,12 @@ fn var_is_a_mount_point_and_its_content_a_template() {
     assert!(status.contains("Package: open-iscsi\nStatus: install ok installed\n"));
     assert!(status.contains("Package: bash\n") && !status.contains("unpacked"));
     assert_eq!(text(tree, "usr/share/factory/var/lib/test/file"), "x");
-    assert_eq!(get(tree, "usr/share/factory/var/lib/component/data").unwrap().mode, 0o600);
+    assert_eq!(
+        get(tree, "usr/share/factory/var/lib/component/data")
+            .unwrap()
+            .mode,
+        0o600
+    );
     assert_eq!(get(tree, "usr/lib/kimage/script").unwrap().mode, 0o755);
 }
 
@@ -300,12 +377,25 @@ fn var_is_a_mount_point_and_its_content_a_template() {
 fn units_run_as_the_definition_says_and_no_others() {
     let tree = &assembled().tree;
     let system = TreePath::parse(b"etc/systemd/system").unwrap();
-    let links = tree.subtree(&system).filter(|(_, entry)| matches!(entry.kind, Kind::Symlink(_)));
+    let links = tree
+        .subtree(&system)
+        .filter(|(_, entry)| matches!(entry.kind, Kind::Symlink(_)));
     let links: BTreeSet<String> = links.map(|(path, _)| path.to_string()).collect();
-    assert!(links.contains("/etc/systemd/system/multi-user.target.wants/chrony.service"), "{links:?}");
-    assert!(links.contains("/etc/systemd/system/sockets.target.wants/iscsid.socket"), "{links:?}");
+    assert!(
+        links.contains("/etc/systemd/system/multi-user.target.wants/chrony.service"),
+        "{links:?}"
+    );
+    assert!(
+        links.contains("/etc/systemd/system/sockets.target.wants/iscsid.socket"),
+        "{links:?}"
+    );
     assert_eq!(link(tree, "etc/systemd/system/apt-daily.timer"), "/dev/null");
-    assert!(!links.iter().any(|link| link.contains("open-iscsi") || link.contains("e2scrub")), "{links:?}");
+    assert!(
+        !links
+            .iter()
+            .any(|link| link.contains("open-iscsi") || link.contains("e2scrub")),
+        "{links:?}"
+    );
 }
 
 #[test]
@@ -315,7 +405,9 @@ fn the_kernel_is_beside_the_tree_and_its_modules_in_it() {
     let modules = format!("usr/lib/modules/{}", assembled.kernel.version);
     let dep = text(tree, &format!("{modules}/modules.dep"));
     assert!(dep.contains("overlay.ko"));
-    assert!(!dep.contains("kernel/drivers/media/") && get(tree, &format!("{modules}/kernel/sound")).is_none());
+    assert!(
+        !dep.contains("kernel/drivers/media/") && get(tree, &format!("{modules}/kernel/sound")).is_none()
+    );
     for line in dep.lines() {
         let module = line.split(':').next().unwrap();
         assert!(get(tree, &format!("{modules}/{module}")).is_some(), "{module}");
@@ -331,10 +423,18 @@ fn the_kernel_is_beside_the_tree_and_its_modules_in_it() {
 #[test]
 fn every_package_is_listed_with_its_licence() {
     let assembled = assembled();
-    let names: BTreeSet<&str> = assembled.packages.iter().map(|package| package.name.as_str()).collect();
+    let names: BTreeSet<&str> = assembled
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
     assert!(ROLE_PACKAGES.iter().all(|name| names.contains(name)));
-    let without: Vec<&str> =
-        assembled.packages.iter().filter(|package| package.licence.is_none()).map(|p| p.name.as_str()).collect();
+    let without: Vec<&str> = assembled
+        .packages
+        .iter()
+        .filter(|package| package.licence.is_none())
+        .map(|p| p.name.as_str())
+        .collect();
     assert!(without.is_empty(), "{without:?}");
 }
 
@@ -350,7 +450,10 @@ fn child_prints_a_fingerprint() {
 
 #[test]
 fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
-    assert!(rustix::process::geteuid().is_root(), "run this test as root: it becomes another user");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "run this test as root: it becomes another user"
+    );
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("a longer name");
     std::fs::create_dir(&other).unwrap();
@@ -371,8 +474,16 @@ fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
     let theirs = std::fs::read_to_string(other.join("listing")).unwrap();
     let (ours, theirs) = (listing(&assembled().tree), theirs);
     let (ours, theirs): (BTreeSet<&str>, BTreeSet<&str>) = (ours.lines().collect(), theirs.lines().collect());
-    assert!(ours == theirs, "{:#?}", ours.symmetric_difference(&theirs).collect::<Vec<_>>());
-    let theirs = output.lines().find_map(|line| line.split_once("fingerprint ")).unwrap().1;
+    assert!(
+        ours == theirs,
+        "{:#?}",
+        ours.symmetric_difference(&theirs).collect::<Vec<_>>()
+    );
+    let theirs = output
+        .lines()
+        .find_map(|line| line.split_once("fingerprint "))
+        .unwrap()
+        .1;
     assert_eq!(theirs, fingerprint(&assembled().tree).to_string());
 }
 
@@ -383,7 +494,14 @@ fn a_user_that_the_definition_does_not_fix_is_named_with_the_lines_to_add() {
     definition.role.manifest.users.retain(|user| user.name != "statd");
     // A role's failure must not cost the base: it is cached.
     let run = |definition: &Definition| {
-        assemble(definition, &lock, &store, Baked::default(), &Progress::silent(), &options(2))
+        assemble(
+            definition,
+            &lock,
+            &store,
+            Baked::default(),
+            &Progress::silent(),
+            &options(2),
+        )
     };
     let error = run(&definition).unwrap_err();
     assert!(format!("{error:#}").contains("statd"), "{error:#}");
@@ -392,5 +510,8 @@ fn a_user_that_the_definition_does_not_fix_is_named_with_the_lines_to_add() {
     definition.role.manifest.units.enable = vec!["nonesuch.service".into()];
     definition.role.manifest.users = toml::from_str::<RoleManifest>(ROLE).unwrap().users;
     let error = format!("{:#}", run(&definition).unwrap_err());
-    assert!(error.contains("roles/worker/role.toml") && error.contains("nonesuch.service"), "{error}");
+    assert!(
+        error.contains("roles/worker/role.toml") && error.contains("nonesuch.service"),
+        "{error}"
+    );
 }

@@ -8,8 +8,14 @@ use super::value::{Kind, Tree, TreePath};
 use crate::definition::image::{Kernel, LeaveOut};
 
 /// Folders that hold nothing a maintainer script reads.
-const PASSIVE: [&str; 6] =
-    ["usr/share/bug", "usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man"];
+const PASSIVE: [&str; 6] = [
+    "usr/share/bug",
+    "usr/share/doc",
+    "usr/share/info",
+    "usr/share/lintian",
+    "usr/share/locale",
+    "usr/share/man",
+];
 /// `usr`, `share`, `doc`, `<package>`.
 const PASSIVE_DEPTH: usize = 4;
 const MODULES: &str = "usr/lib/modules";
@@ -29,8 +35,14 @@ struct Globs {
 }
 
 impl Globs {
-    fn new<'a>(out: impl Iterator<Item = &'a String>, keep: impl Iterator<Item = &'a String>) -> Result<Self> {
-        Ok(Self { out: set(out)?, keep: set(keep)? })
+    fn new<'a>(
+        out: impl Iterator<Item = &'a String>,
+        keep: impl Iterator<Item = &'a String>,
+    ) -> Result<Self> {
+        Ok(Self {
+            out: set(out)?,
+            keep: set(keep)?,
+        })
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -47,7 +59,11 @@ impl LeaveOuts {
         let files: Vec<_> = entries.iter().map(|entry| (&entry.files, &entry.keep)).collect();
         let text = format!("{files:?} {:?} {:?}", kernel.leave_out, kernel.keep);
         let modules = Globs::new(kernel.leave_out.iter(), kernel.keep.iter())?;
-        Ok(Self { files: Globs::new(out, keep)?, modules, text })
+        Ok(Self {
+            files: Globs::new(out, keep)?,
+            modules,
+            text,
+        })
     }
 
     /// What of the globs shows in an unpacked layer.
@@ -62,7 +78,8 @@ impl LeaveOuts {
         if path.parts().len() <= PASSIVE_DEPTH {
             return false;
         }
-        self.is_module_left_out(&text) || (below_any(&text, &PASSIVE) && self.files.matches(&format!("/{text}")))
+        self.is_module_left_out(&text)
+            || (below_any(&text, &PASSIVE) && self.files.matches(&format!("/{text}")))
     }
 
     /// Removes what the globs match, and the folders that are empty because of it.
@@ -93,7 +110,8 @@ impl LeaveOuts {
     fn remove_unfilled(&self, tree: &mut Tree) {
         let folders = tree.entries().filter(|(path, entry)| {
             let text = text(path);
-            matches!(entry.kind, Kind::Directory) && (below_any(&text, &PASSIVE) || below_any(&text, &[MODULES]))
+            matches!(entry.kind, Kind::Directory)
+                && (below_any(&text, &PASSIVE) || below_any(&text, &[MODULES]))
         });
         let folders: Vec<TreePath> = folders.map(|(path, _)| path.clone()).collect();
         for path in folders.iter().rev() {
@@ -106,7 +124,9 @@ impl LeaveOuts {
     /// Kernel modules are named below `/usr/lib/modules/<version>/`.
     fn is_module_left_out(&self, path: &str) -> bool {
         let below = path.strip_prefix(MODULES).and_then(|rest| rest.strip_prefix('/'));
-        below.and_then(|rest| rest.split_once('/')).is_some_and(|(_, module)| self.modules.matches(module))
+        below
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(_, module)| self.modules.matches(module))
     }
 }
 
@@ -121,7 +141,10 @@ fn text(path: &TreePath) -> String {
 }
 
 fn below_any(path: &str, folders: &[&str]) -> bool {
-    folders.iter().any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+    folders.iter().any(|folder| {
+        path.strip_prefix(folder)
+            .is_some_and(|rest| rest.starts_with('/'))
+    })
 }
 
 fn set<'a>(globs: impl Iterator<Item = &'a String>) -> Result<GlobSet> {
