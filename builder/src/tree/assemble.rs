@@ -101,6 +101,7 @@ pub fn assemble(
     let top = layers.last().context("no layer")?;
     let packages = layer::installed(&top.root())?;
     let kernel = kernel::take(&mut tree)?;
+    let licences: Vec<Option<TreePath>> = packages.iter().map(|package| licence(package, &tree)).collect();
     leave_outs.apply(&mut tree);
     normalise::normalise(&mut tree)?;
     add_folder(&mut tree, &definition.image.folder.join("rootfs"))?;
@@ -113,8 +114,19 @@ pub fn assemble(
     }
     add_generated(&mut tree, definition, &kernel.version, baked.components)?;
     apply_units(&mut tree, definition)?;
-    let packages = packages.iter().map(|package| described(package, &tree)).collect();
-    Ok(Assembled { tree, kernel, packages })
+    let licences = licences
+        .into_iter()
+        .map(|path| path.filter(|path| tree.get(path).is_some()));
+    let packages = packages
+        .iter()
+        .zip(licences)
+        .map(|(package, licence)| described(package, licence))
+        .collect();
+    Ok(Assembled {
+        tree,
+        kernel,
+        packages,
+    })
 }
 
 /// The base layer and, where the role adds packages or users, the role's: from the store or made now.
@@ -141,7 +153,9 @@ fn layers(
         layer::build_base(folder, &base_recipe, &options.workshop, progress).context("base layer")
     })?;
     let role_recipe = Recipe {
-        inputs: inputs(lock, store, |package| !package.base && package.roles.contains(&role.name))?,
+        inputs: inputs(lock, store, |package| {
+            !package.base && package.roles.contains(&role.name)
+        })?,
         leave_outs: &base_leave_outs,
         users: &role.manifest.users,
         groups: &role.manifest.groups,
@@ -199,13 +213,24 @@ fn inputs(lock: &Lock, store: &Store, wanted: impl Fn(&LockedPackage) -> bool) -
 fn all_leave_outs(definition: &Definition) -> Vec<&LeaveOut> {
     let role = &definition.role.manifest;
     let on = role.on.get(&definition.image.name).map(|on| &on.packages);
-    let packages = [Some(&definition.image.manifest.packages), Some(&role.packages), on];
-    packages.into_iter().flatten().flat_map(|packages| &packages.leave_out).collect()
+    let packages = [
+        Some(&definition.image.manifest.packages),
+        Some(&role.packages),
+        on,
+    ];
+    packages
+        .into_iter()
+        .flatten()
+        .flat_map(|packages| &packages.leave_out)
+        .collect()
 }
 
 /// Adds the files below `folder` of the definition, as root's: 0755 where anybody may execute them, 0644 otherwise.
 fn add_folder(tree: &mut Tree, folder: &Path) -> Result<()> {
-    if !folder.try_exists().with_context(|| format!("look for {}", folder.display()))? {
+    if !folder
+        .try_exists()
+        .with_context(|| format!("look for {}", folder.display()))?
+    {
         return Ok(());
     }
     let mut pending = vec![TreePath::root()];
@@ -219,7 +244,8 @@ fn add_folder(tree: &mut Tree, folder: &Path) -> Result<()> {
         for name in names {
             let path = parent.join(&name.into_vec());
             let place_on_host = path.under(folder);
-            let entry = host_entry(&place_on_host).with_context(|| format!("read {}", place_on_host.display()))?;
+            let entry =
+                host_entry(&place_on_host).with_context(|| format!("read {}", place_on_host.display()))?;
             if matches!(entry.kind, Kind::Directory) {
                 pending.push(path.clone());
             }
@@ -241,7 +267,10 @@ fn host_entry(path: &Path) -> Result<Entry> {
         bail!("not a regular file of at most {LARGEST_FILE} bytes");
     }
     let executable = metadata.permissions().mode() & 0o111 != 0;
-    Ok(Entry::bytes(if executable { 0o755 } else { 0o644 }, fs::read(path)?))
+    Ok(Entry::bytes(
+        if executable { 0o755 } else { 0o644 },
+        fs::read(path)?,
+    ))
 }
 
 /// The files that kimage writes from the definition.
@@ -252,10 +281,26 @@ fn add_generated(
     mut components: Vec<kimage_roles::role::Component>,
 ) -> Result<()> {
     let role = &definition.role;
-    let mut put = |path: &str, bytes: Vec<u8>| place(tree, &TreePath::parse(path.as_bytes())?, Entry::bytes(0o644, bytes));
-    let modules: String = role.manifest.modules.iter().map(|module| format!("{module}\n")).collect();
+    let mut put = |path: &str, bytes: Vec<u8>| {
+        place(
+            tree,
+            &TreePath::parse(path.as_bytes())?,
+            Entry::bytes(0o644, bytes),
+        )
+    };
+    let modules: String = role
+        .manifest
+        .modules
+        .iter()
+        .map(|module| format!("{module}\n"))
+        .collect();
     put(MODULES_LOAD, modules.into_bytes())?;
-    let sysctls: String = role.manifest.sysctls.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+    let sysctls: String = role
+        .manifest
+        .sysctls
+        .iter()
+        .map(|(key, value)| format!("{key} = {value}\n"))
+        .collect();
     put(SYSCTLS, sysctls.into_bytes())?;
     components.sort_by(|one, other| one.name.cmp(&other.name));
     let contract = kimage_roles::role::Role {
@@ -273,13 +318,21 @@ fn apply_units(tree: &mut Tree, definition: &Definition) -> Result<()> {
     let image_file = format!("images/{}/image.toml", image.name);
     let role_file = format!("roles/{}/role.toml", role.name);
     let lists = [
-        Wanted { file: &image_file, enable: &image.manifest.units.enable, mask: &image.manifest.units.mask },
-        Wanted { file: &role_file, enable: &role.manifest.units.enable, mask: &role.manifest.units.mask },
+        Wanted {
+            file: &image_file,
+            enable: &image.manifest.units.enable,
+            mask: &image.manifest.units.mask,
+        },
+        Wanted {
+            file: &role_file,
+            enable: &role.manifest.units.enable,
+            mask: &role.manifest.units.mask,
+        },
     ];
     units::apply(tree, &lists)
 }
 
-fn described(package: &Package, tree: &Tree) -> InstalledPackage {
+fn described(package: &Package, licence: Option<TreePath>) -> InstalledPackage {
     let (source, source_version) = package.source();
     InstalledPackage {
         name: package.name.clone(),
@@ -289,19 +342,23 @@ fn described(package: &Package, tree: &Tree) -> InstalledPackage {
         source_version,
         maintainer: package.field("Maintainer").map(str::to_owned),
         homepage: package.field("Homepage").map(str::to_owned),
-        licence: licence(package, tree),
+        licence,
     }
 }
 
-/// `/usr/share/doc/<package>/copyright`; the folder may be a link to another package's.
+/// `/usr/share/doc/<package>/copyright` of an unreduced tree; folder and file may be links to another package's.
 fn licence(package: &Package, tree: &Tree) -> Option<TreePath> {
     let doc = TreePath::parse(b"usr/share/doc").ok()?;
     let mut folder = doc.join(package.name.as_bytes());
     if let Kind::Symlink(target) = &tree.get(&folder)?.kind {
-        folder = doc.join(target);
+        folder = doc.join(target.rsplit(|byte| *byte == b'/').next()?);
     }
-    let path = folder.join(b"copyright");
-    tree.get(&path).map(|_| path)
+    let mut path = folder.join(b"copyright");
+    if let Kind::Symlink(target) = &tree.get(&path)?.kind {
+        let relative = target.strip_prefix(b"../".as_slice())?;
+        path = TreePath::parse(&[b"usr/share/doc/".as_slice(), relative].concat()).ok()?;
+    }
+    Some(path)
 }
 
 /// A digest of everything that a tree says: equal trees have equal digests.
@@ -315,7 +372,13 @@ pub fn fingerprint(tree: &Tree) -> Digest {
             Kind::Symlink(target) => format!("link {target:?}"),
             other => format!("{other:?}"),
         };
-        hasher.field(format!("{:o} {} {} {:?} {kind}", entry.mode, entry.uid, entry.gid, entry.xattrs).as_bytes());
+        hasher.field(
+            format!(
+                "{:o} {} {} {:?} {kind}",
+                entry.mode, entry.uid, entry.gid, entry.xattrs
+            )
+            .as_bytes(),
+        );
     }
     hasher.finish()
 }

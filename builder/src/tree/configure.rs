@@ -56,7 +56,12 @@ pub fn order(packages: &[Package]) -> (Vec<usize>, usize) {
         _ => 3,
     };
     first.sort_by_key(|index| (rank(&packages[*index]), packages[*index].name.clone()));
-    let mut visit = Visit { packages, providers, seen: BTreeSet::new(), order: Vec::new() };
+    let mut visit = Visit {
+        packages,
+        providers,
+        seen: BTreeSet::new(),
+        order: Vec::new(),
+    };
     let mut essential = 0;
     for index in first {
         visit.package(index);
@@ -80,7 +85,10 @@ impl Visit<'_> {
             return;
         }
         for field in ["Pre-Depends", "Depends"] {
-            for alternative in clauses(self.packages[index].field(field).unwrap_or_default()).iter().flatten() {
+            for alternative in clauses(self.packages[index].field(field).unwrap_or_default())
+                .iter()
+                .flatten()
+            {
                 for provider in self.providers.get(&alternative.name).cloned().unwrap_or_default() {
                     self.package(provider);
                 }
@@ -104,17 +112,26 @@ pub fn configure(
     for name in SILENT {
         std::os::unix::fs::symlink("/usr/bin/true", bin.join(name))?;
     }
-    put(&scratch.join("configure"), script(rounds, commands).as_bytes(), 0o755)?;
+    put(
+        &scratch.join("configure"),
+        script(rounds, commands).as_bytes(),
+        0o755,
+    )?;
     let mut sandbox = sandbox
         .bind(scratch, Path::new(INSIDE))
-        .env("PATH", format!("{INSIDE}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+        .env(
+            "PATH",
+            format!("{INSIDE}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        )
         .env("DPKG_MAINTSCRIPT_DEBUG", "0");
     let mut log: Vec<String> = Vec::new();
     let mut timing: Timing = Vec::new();
     let mut since = Instant::now();
     let outcome = sandbox.run(["/bin/sh", &format!("{INSIDE}/configure")], &mut |line| {
         let line = String::from_utf8_lossy(line).into_owned();
-        let name = line.strip_prefix("Setting up ").or_else(|| line.strip_prefix("kimage: "));
+        let name = line
+            .strip_prefix("Setting up ")
+            .or_else(|| line.strip_prefix("kimage: "));
         if let Some(name) = name {
             if let Some(last) = timing.last_mut() {
                 last.1 = since.elapsed();
@@ -129,8 +146,15 @@ pub fn configure(
         last.1 = since.elapsed();
     }
     if outcome.ending != Ending::Exited(0) {
-        let tail: Vec<String> = log[log.len().saturating_sub(TAIL)..].iter().map(|line| format!("    {line}")).collect();
-        bail!("configuring packages failed ({:?})\n{}", outcome.ending, tail.join("\n"));
+        let tail: Vec<String> = log[log.len().saturating_sub(TAIL)..]
+            .iter()
+            .map(|line| format!("    {line}"))
+            .collect();
+        bail!(
+            "configuring packages failed ({:?})\n{}",
+            outcome.ending,
+            tail.join("\n")
+        );
     }
     Ok((outcome.owners, timing))
 }
@@ -139,7 +163,11 @@ pub fn configure(
 fn script(rounds: [&[Package]; 2], commands: &[String]) -> String {
     let mut text = String::from("set -e\numask 022\ncd /\nexport DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg\n");
     text.push_str("fail() { echo \"kimage: the preinst script of $1 failed\"; exit 1; }\n");
-    for package in rounds.into_iter().flatten().filter(|package| package.control_file("preinst").is_some()) {
+    for package in rounds
+        .into_iter()
+        .flatten()
+        .filter(|package| package.control_file("preinst").is_some())
+    {
         let (name, architecture) = (&package.name, &package.architecture);
         let _ = writeln!(
             text,
@@ -165,13 +193,24 @@ fn script(rounds: [&[Package]; 2], commands: &[String]) -> String {
 
 /// Refuses diversions that would have moved a file of the unpacked packages.
 pub fn check_diversions(root: &Path, owner_of: impl Fn(&[u8]) -> Option<String>) -> Result<()> {
-    let text = fs::read(root.join(super::dpkg::ADMIN).join("diversions")).context("read dpkg's diversions")?;
-    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let text =
+        fs::read(root.join(super::dpkg::ADMIN).join("diversions")).context("read dpkg's diversions")?;
+    let lines: Vec<&[u8]> = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .collect();
     for entry in lines.chunks(3) {
-        let [from, to, by] = entry else { bail!("dpkg's diversions have a cut-off entry") };
+        let [from, to, by] = entry else {
+            bail!("dpkg's diversions have a cut-off entry")
+        };
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if let Some(owner) = owner_of(from).filter(|owner| owner.as_bytes() != *by && *by != b":") {
-            bail!("{} diverts {} to {}, but {owner} ships it", shown(by), shown(from), shown(to));
+            bail!(
+                "{} diverts {} to {}, but {owner} ships it",
+                shown(by),
+                shown(from),
+                shown(to)
+            );
         }
     }
     Ok(())

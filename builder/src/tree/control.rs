@@ -20,7 +20,8 @@ impl Paragraph {
 
     /// Parses paragraphs separated by empty lines.
     pub fn parse_all(text: &[u8]) -> Result<Vec<Self>> {
-        let text = std::str::from_utf8(text).map_err(|error| anyhow::anyhow!("control data is not UTF-8: {error}"))?;
+        let text = std::str::from_utf8(text)
+            .map_err(|error| anyhow::anyhow!("control data is not UTF-8: {error}"))?;
         let mut paragraphs = Vec::new();
         let mut current = Self::default();
         for (number, line) in text.lines().enumerate() {
@@ -53,16 +54,26 @@ impl Paragraph {
 
     /// A field's value; names compare without case.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.fields
+            .iter()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// Sets a field: in its old place, or behind `after`, or last.
     pub fn set(&mut self, name: &str, value: &str, after: &str) {
-        if let Some(field) = self.fields.iter_mut().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
+        if let Some(field) = self
+            .fields
+            .iter_mut()
+            .find(|(other, _)| other.eq_ignore_ascii_case(name))
+        {
             value.clone_into(&mut field.1);
             return;
         }
-        let place = self.fields.iter().position(|(other, _)| other.eq_ignore_ascii_case(after));
+        let place = self
+            .fields
+            .iter()
+            .position(|(other, _)| other.eq_ignore_ascii_case(after));
         let place = place.map_or(self.fields.len(), |index| index + 1);
         self.fields.insert(place, (name.to_owned(), value.to_owned()));
     }
@@ -102,8 +113,14 @@ pub fn clauses(value: &str) -> Vec<Vec<Alternative>> {
     let clauses = value.split(',').map(|clause| {
         let alternatives = clause.split('|').filter_map(|text| {
             let text = text.trim();
-            let name: String = text.chars().take_while(|c| c.is_ascii_alphanumeric() || "+-.".contains(*c)).collect();
-            (!name.is_empty()).then(|| Alternative { name, text: text.to_owned() })
+            let name: String = text
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || "+-.".contains(*c))
+                .collect();
+            (!name.is_empty()).then(|| Alternative {
+                name,
+                text: text.to_owned(),
+            })
         });
         alternatives.collect::<Vec<_>>()
     });
@@ -122,7 +139,15 @@ mod tests {
 
     #[test]
     fn broken_paragraphs_are_refused() {
-        for text in [" x\n", "no colon\n", "A: 1\na: 2\n", ": x\n", "A b: x\n", "", "A: 1\n\nB: 2\n"] {
+        for text in [
+            " x\n",
+            "no colon\n",
+            "A: 1\na: 2\n",
+            ": x\n",
+            "A b: x\n",
+            "",
+            "A: 1\n\nB: 2\n",
+        ] {
             assert!(Paragraph::parse(text.as_bytes()).is_err(), "{text:?}");
         }
         assert!(Paragraph::parse(b"A: \xff\n").is_err());

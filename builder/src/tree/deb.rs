@@ -96,20 +96,35 @@ impl Deb {
         let mut files = BTreeMap::new();
         let mut left = CONTROL_LIMIT;
         each_member(stream(&mut file, control)?, "control.tar", |member, content| {
-            let MemberKind::File(size) = member.kind else { return Ok(()) };
+            let MemberKind::File(size) = member.kind else {
+                return Ok(());
+            };
             let (Some(name), 1) = (member.path.name(), member.path.parts().len()) else {
                 bail!("control.tar: `{}` is not at the top", member.path);
             };
             left = left.checked_sub(size).context("control.tar: too large")?;
             let mut bytes = Vec::new();
-            content.read_to_end(&mut bytes).with_context(|| format!("control.tar: {}", member.path))?;
+            content
+                .read_to_end(&mut bytes)
+                .with_context(|| format!("control.tar: {}", member.path))?;
             let name = std::str::from_utf8(name).context("control.tar: a name is not UTF-8")?;
-            files.insert(name.to_owned(), ControlFile { mode: member.mode, bytes });
+            files.insert(
+                name.to_owned(),
+                ControlFile {
+                    mode: member.mode,
+                    bytes,
+                },
+            );
             Ok(())
         })?;
         let text = files.remove("control").context("control.tar: no `control`")?;
         let paragraph = Paragraph::parse(&text.bytes).context("control.tar: control")?;
-        Ok(Self { path: path.to_owned(), paragraph, control: files, data })
+        Ok(Self {
+            path: path.to_owned(),
+            paragraph,
+            control: files,
+            data,
+        })
     }
 
     /// Bytes of the packed data.
@@ -143,11 +158,14 @@ fn members(file: &mut File) -> Result<(ArMember, ArMember)> {
         }
         let name = String::from_utf8_lossy(&header[..16]);
         let name = name.trim_end().trim_end_matches('/');
-        let size = std::str::from_utf8(&header[48..58]).ok().and_then(|text| text.trim_end().parse::<u64>().ok());
+        let size = std::str::from_utf8(&header[48..58])
+            .ok()
+            .and_then(|text| text.trim_end().parse::<u64>().ok());
         let size = size.with_context(|| format!("ar member `{name}`: bad size"))?;
         let start = offset + 60;
         let end = start.checked_add(size).filter(|end| *end <= length);
-        let end = end.with_context(|| format!("ar member `{name}`: {size} bytes claimed, the file is shorter"))?;
+        let end =
+            end.with_context(|| format!("ar member `{name}`: {size} bytes claimed, the file is shorter"))?;
         let found = |prefix: &str| -> Option<Result<ArMember>> {
             let suffix = name.strip_prefix(prefix)?;
             let compression = match suffix {
@@ -157,7 +175,11 @@ fn members(file: &mut File) -> Result<(ArMember, ArMember)> {
                 ".zst" => Compression::Zstd,
                 _ => return Some(Err(anyhow::anyhow!("ar member `{name}`: unknown compression"))),
             };
-            Some(Ok(ArMember { offset: start, size, compression }))
+            Some(Ok(ArMember {
+                offset: start,
+                size,
+                compression,
+            }))
         };
         if first {
             let mut version = Vec::new();
@@ -199,25 +221,35 @@ fn each_member(
     let mut left = DATA_LIMIT;
     loop {
         let mut block = [0; BLOCK];
-        stream.read_exact(&mut block).with_context(|| format!("{archive}: truncated"))?;
+        stream
+            .read_exact(&mut block)
+            .with_context(|| format!("{archive}: truncated"))?;
         if block.iter().all(|byte| *byte == 0) {
             // Reading to the end lets the decompressor check its checksum and find a cut-off stream.
-            io::copy(&mut stream.take(DATA_LIMIT), &mut io::sink()).with_context(|| format!("{archive}: trailer"))?;
+            io::copy(&mut stream.take(DATA_LIMIT), &mut io::sink())
+                .with_context(|| format!("{archive}: trailer"))?;
             return Ok(());
         }
         let header = tar::Header::from_byte_slice(&block);
-        let shown = String::from_utf8_lossy(long_name.as_deref().unwrap_or(&header.path_bytes())).into_owned();
+        let shown =
+            String::from_utf8_lossy(long_name.as_deref().unwrap_or(&header.path_bytes())).into_owned();
         let place = || format!("{archive}: member `{shown}`");
         check_sum(&block, header).with_context(place)?;
         let size = header.entry_size().with_context(place)?;
-        left = left.checked_sub(size).with_context(|| format!("{}: {size} bytes are too many", place()))?;
+        left = left
+            .checked_sub(size)
+            .with_context(|| format!("{}: {size} bytes are too many", place()))?;
         let mut content = (&mut stream).take(size);
         match header.entry_type().as_byte() {
             b'L' => long_name = Some(long_text(&mut content, size).with_context(place)?),
             b'K' => long_link = Some(long_text(&mut content, size).with_context(place)?),
             _ => {
-                let name = long_name.take().unwrap_or_else(|| header.path_bytes().into_owned());
-                let link = long_link.take().or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
+                let name = long_name
+                    .take()
+                    .unwrap_or_else(|| header.path_bytes().into_owned());
+                let link = long_link
+                    .take()
+                    .or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
                 let member = member(header, &name, link, size).with_context(place)?;
                 seen.check(&member).with_context(place)?;
                 visit(member, &mut content).with_context(place)?;
@@ -226,7 +258,8 @@ fn each_member(
         // What `visit` did not read, and the padding. A short stream shows as a missing rest.
         let rest = content.limit();
         let padding = (BLOCK as u64 - size % BLOCK as u64) % BLOCK as u64;
-        let skipped = io::copy(&mut (&mut stream).take(rest + padding), &mut io::sink()).with_context(place)?;
+        let skipped =
+            io::copy(&mut (&mut stream).take(rest + padding), &mut io::sink()).with_context(place)?;
         if skipped != rest + padding {
             bail!("{}: truncated", place());
         }
@@ -239,13 +272,20 @@ fn member(header: &tar::Header, name: &[u8], link: Option<Vec<u8>>, size: u64) -
     let kind = match header.entry_type() {
         tar::EntryType::Directory => MemberKind::Directory,
         tar::EntryType::Regular | tar::EntryType::Continuous if name.ends_with(b"/") => MemberKind::Directory,
-        tar::EntryType::Regular | tar::EntryType::Continuous if size > FILE_LIMIT => bail!("{size} bytes are too many"),
+        tar::EntryType::Regular | tar::EntryType::Continuous if size > FILE_LIMIT => {
+            bail!("{size} bytes are too many")
+        }
         tar::EntryType::Regular | tar::EntryType::Continuous => MemberKind::File(size),
-        tar::EntryType::Symlink if link.is_empty() || link.contains(&0) => bail!("a symbolic link without a target"),
+        tar::EntryType::Symlink if link.is_empty() || link.contains(&0) => {
+            bail!("a symbolic link without a target")
+        }
         tar::EntryType::Symlink => MemberKind::Symlink(link),
         tar::EntryType::Link => MemberKind::Hardlink(relative(&link)?),
         tar::EntryType::Char | tar::EntryType::Block => bail!("a device node"),
-        other => bail!("a member of type {:?}, which packages can't have", char::from(other.as_byte())),
+        other => bail!(
+            "a member of type {:?}, which packages can't have",
+            char::from(other.as_byte())
+        ),
     };
     if path.parts().is_empty() && kind != MemberKind::Directory {
         bail!("the root is not a folder");
@@ -255,8 +295,14 @@ fn member(header: &tar::Header, name: &[u8], link: Option<Vec<u8>>, size: u64) -
         path,
         kind,
         mode: (header.mode()? & 0o7777) as u16,
-        user: (narrow(header.uid()?)?, header.username_bytes().unwrap_or_default().to_vec()),
-        group: (narrow(header.gid()?)?, header.groupname_bytes().unwrap_or_default().to_vec()),
+        user: (
+            narrow(header.uid()?)?,
+            header.username_bytes().unwrap_or_default().to_vec(),
+        ),
+        group: (
+            narrow(header.gid()?)?,
+            header.groupname_bytes().unwrap_or_default().to_vec(),
+        ),
     })
 }
 
@@ -318,7 +364,9 @@ impl Seen {
             MemberKind::Symlink(_) => self.links.insert(path.clone()),
             MemberKind::File(_) => self.files.insert(path.clone()),
             MemberKind::Hardlink(target) if self.files.contains(target) => self.files.insert(path.clone()),
-            MemberKind::Hardlink(target) => bail!("a hard link to {target}, which is no earlier file of the package"),
+            MemberKind::Hardlink(target) => {
+                bail!("a hard link to {target}, which is no earlier file of the package")
+            }
         };
         let clash = match &member.kind {
             MemberKind::Directory => self.files.contains(path) || self.links.contains(path),

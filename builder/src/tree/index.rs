@@ -47,7 +47,9 @@ pub fn encode(entries: &Entries, mtime: u32) -> Result<Vec<u8>> {
 
 /// Reads an index whose files lie below `root`.
 pub fn decode(bytes: &[u8], root: &Path) -> Result<(Entries, u32)> {
-    let Some((body, sum)) = bytes.split_last_chunk::<32>() else { bail!("index: truncated") };
+    let Some((body, sum)) = bytes.split_last_chunk::<32>() else {
+        bail!("index: truncated")
+    };
     if Digest::of(body).as_bytes() != sum {
         bail!("index: damaged");
     }
@@ -127,19 +129,36 @@ fn decode_entry(reader: &mut Reader<'_>, path: &TreePath, root: &Path) -> Result
         DIRECTORY => Kind::Directory,
         FIFO => Kind::Fifo,
         SYMLINK => Kind::Symlink(reader.text()?.to_vec()),
-        CHARACTER => Kind::CharacterDevice { major: reader.u32()?, minor: reader.u32()? },
+        CHARACTER => Kind::CharacterDevice {
+            major: reader.u32()?,
+            minor: reader.u32()?,
+        },
         FILE => {
             let size = u64::from_le_bytes(reader.array()?);
             let digest = Digest::from_bytes(reader.array()?);
-            Kind::File { content: Content::File(path.under(root)), size, digest }
+            Kind::File {
+                content: Content::File(path.under(root)),
+                size,
+                digest,
+            }
         }
         other => bail!("unknown kind {other}"),
     };
-    Ok(Some(Entry { mode, uid, gid, xattrs, kind }))
+    Ok(Some(Entry {
+        mode,
+        uid,
+        gid,
+        xattrs,
+        kind,
+    }))
 }
 
 fn text(out: &mut Vec<u8>, bytes: &[u8]) -> Result<()> {
-    out.extend(u16::try_from(bytes.len()).context("longer than 65535 bytes")?.to_le_bytes());
+    out.extend(
+        u16::try_from(bytes.len())
+            .context("longer than 65535 bytes")?
+            .to_le_bytes(),
+    );
     out.extend(bytes);
     Ok(())
 }
@@ -179,11 +198,21 @@ mod tests {
         let path = |text: &str| TreePath::parse(text.as_bytes()).unwrap();
         let mut file = Entry::bytes(0o4755, *b"content");
         file.xattrs.insert(b"security.capability".to_vec(), vec![1; 20]);
-        let device = Entry { kind: Kind::CharacterDevice { major: 1, minor: 3 }, ..Entry::directory(0o666) };
+        let device = Entry {
+            kind: Kind::CharacterDevice { major: 1, minor: 3 },
+            ..Entry::directory(0o666)
+        };
         BTreeMap::from([
             (TreePath::root(), Some(Entry::directory(0o755))),
             (path("a"), Some(file)),
-            (path("b"), Some(Entry { uid: 7, gid: 42, ..Entry::symlink("a") })),
+            (
+                path("b"),
+                Some(Entry {
+                    uid: 7,
+                    gid: 42,
+                    ..Entry::symlink("a")
+                }),
+            ),
             (path("c"), None),
             (path("null"), Some(device)),
         ])
@@ -196,7 +225,9 @@ mod tests {
         assert_eq!(mtime, 9);
         assert_eq!(encode(&entries, 9).unwrap(), bytes);
         let file = entries[&TreePath::parse(b"a").unwrap()].as_ref().unwrap();
-        assert!(matches!(&file.kind, Kind::File { content: Content::File(path), size: 7, .. } if path == Path::new("/root/a")));
+        assert!(
+            matches!(&file.kind, Kind::File { content: Content::File(path), size: 7, .. } if path == Path::new("/root/a"))
+        );
         assert!(entries[&TreePath::parse(b"c").unwrap()].is_none());
     }
 

@@ -28,10 +28,15 @@ pub fn take(tree: &mut Tree) -> Result<Kernel> {
     let modules = TreePath::parse(b"usr/lib/modules")?;
     let versions = children(tree, &modules);
     let [version] = versions.as_slice() else {
-        bail!("the packages bring {} kernels ({}), an image has one", versions.len(), versions.join(", "));
+        bail!(
+            "the packages bring {} kernels ({}), an image has one",
+            versions.len(),
+            versions.join(", ")
+        );
     };
     let boot = TreePath::parse(b"boot")?;
-    let image = file(tree, &boot.join(format!("vmlinuz-{version}").as_bytes())).context("package of the kernel")?;
+    let image =
+        file(tree, &boot.join(format!("vmlinuz-{version}").as_bytes())).context("package of the kernel")?;
     let efi = TreePath::parse(EFI.as_bytes())?;
     let missing = "is the package systemd-boot-efi installed?";
     let stub = file(tree, &efi.join(STUB.as_bytes())).context(missing)?;
@@ -46,18 +51,33 @@ pub fn take(tree: &mut Tree) -> Result<Kernel> {
     for name in ["build", "source"] {
         tree.remove(&modules.join(version.as_bytes()).join(name.as_bytes()));
     }
-    Ok(Kernel { version: version.clone(), image, stub, boot_loader })
+    Ok(Kernel {
+        version: version.clone(),
+        image,
+        stub,
+        boot_loader,
+    })
 }
 
 fn children(tree: &Tree, folder: &TreePath) -> Vec<String> {
     let depth = folder.parts().len() + 1;
-    let inside = tree.subtree(folder).filter(|(path, _)| path.parts().len() == depth);
-    inside.filter_map(|(path, _)| path.name()).map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+    let inside = tree
+        .subtree(folder)
+        .filter(|(path, _)| path.parts().len() == depth);
+    inside
+        .filter_map(|(path, _)| path.name())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect()
 }
 
 fn file(tree: &Tree, path: &TreePath) -> Result<Entry> {
     match tree.get(path) {
-        Some(entry @ Entry { kind: Kind::File { .. }, .. }) => Ok(entry.clone()),
+        Some(
+            entry @ Entry {
+                kind: Kind::File { .. },
+                ..
+            },
+        ) => Ok(entry.clone()),
         Some(_) => bail!("{path} is not a regular file"),
         None => bail!("{path} is absent"),
     }

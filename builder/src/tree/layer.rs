@@ -30,8 +30,7 @@ const INDEX: &str = "index";
 const ROOT: &str = "root";
 
 /// Runs after all packages are configured, because scripts that call it run before the modules are complete.
-const DEPMOD: &str =
-    "for folder in /usr/lib/modules/*/; do [ ! -d \"$folder\" ] || /usr/sbin/depmod \"$(basename \"$folder\")\"; done";
+const DEPMOD: &str = "for folder in /usr/lib/modules/*/; do [ ! -d \"$folder\" ] || /usr/sbin/depmod \"$(basename \"$folder\")\"; done";
 /// The cache of shared libraries, whatever the scripts did.
 const LDCONFIG: &str = "/usr/sbin/ldconfig";
 
@@ -108,9 +107,13 @@ impl Recipe<'_> {
 impl Layer {
     /// Reads a finished layer.
     pub fn load(folder: &Path) -> Result<Self> {
-        let bytes = fs::read(folder.join(INDEX)).with_context(|| format!("read the index of {}", folder.display()))?;
+        let bytes = fs::read(folder.join(INDEX))
+            .with_context(|| format!("read the index of {}", folder.display()))?;
         let (entries, _) = index::decode(&bytes, &folder.join(ROOT))?;
-        Ok(Self { folder: folder.to_owned(), entries })
+        Ok(Self {
+            folder: folder.to_owned(),
+            entries,
+        })
     }
 
     /// The folder with the layer's files.
@@ -125,7 +128,10 @@ impl Layer {
                 Some(entry) => {
                     // A path that became another kind of thing takes what was below it along.
                     let directory = |entry: &Entry| matches!(entry.kind, Kind::Directory);
-                    if tree.get(path).is_some_and(|old| directory(old) != directory(entry)) {
+                    if tree
+                        .get(path)
+                        .is_some_and(|old| directory(old) != directory(entry))
+                    {
                         tree.remove(path);
                     }
                     tree.insert(path.clone(), entry.clone())?;
@@ -138,13 +144,22 @@ impl Layer {
 }
 
 /// Makes the base layer in the empty folder `folder`.
-pub fn build_base(folder: &Path, recipe: &Recipe<'_>, workshop: &Workshop, progress: &Progress) -> Result<Timing> {
+pub fn build_base(
+    folder: &Path,
+    recipe: &Recipe<'_>,
+    workshop: &Workshop,
+    progress: &Progress,
+) -> Result<Timing> {
     let root = make_root(folder)?;
     let opened = open(recipe)?;
     let packages = &opened.packages;
     let unpacked = unpack_all(&root, recipe, &opened, None, workshop, progress)?;
     let accounts = users::seed(&root, recipe.users, recipe.groups)?;
-    let database = Database { packages, unpacked: &unpacked, below: &[] };
+    let database = Database {
+        packages,
+        unpacked: &unpacked,
+        below: &[],
+    };
     database.write(&root)?;
     dpkg::write_triggers(&root, packages, None, &unpacked.lists)?;
     let mut sandbox = Sandbox::directory(&root).owners(&initial_owners(&unpacked, &accounts));
@@ -155,7 +170,10 @@ pub fn build_base(folder: &Path, recipe: &Recipe<'_>, workshop: &Workshop, progr
     let (owners, timing) = configure_all(sandbox, opened.rounds(), &commands, folder, progress)?;
     check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
-    let knowledge = Knowledge { origins: &unpacked.origins, owners: &owners };
+    let knowledge = Knowledge {
+        origins: &unpacked.origins,
+        owners: &owners,
+    };
     let entries = scan::scan(&root, &knowledge)?;
     fs::write(folder.join(INDEX), index::encode(&entries, recipe.epoch)?)?;
     Ok(timing)
@@ -178,20 +196,34 @@ pub fn build_role(
     base.apply(&mut tree)?;
     let old = installed(&base.root())?;
     let owned = owned_paths(&base.root(), &old)?;
-    let below = Below { tree: &tree, packages: &old, owners: &owned };
+    let below = Below {
+        tree: &tree,
+        packages: &old,
+        owners: &owned,
+    };
     let unpacked = unpack_all(&root, recipe, &opened, Some(below), workshop, progress)?;
-    // A path that unpacking makes below a folder of the base must not change that folder's owner.
-    let etc = root.join("etc");
-    DirBuilder::new().recursive(true).mode(0o755).create(&etc)?;
+    dpkg::make_folders(&root, "etc")?;
     let accounts = users::add(&root, &base.root(), recipe.users, recipe.groups, recipe.epoch)?;
-    let database = Database { packages, unpacked: &unpacked, below: &old };
+    let database = Database {
+        packages,
+        unpacked: &unpacked,
+        below: &old,
+    };
     database.write(&root)?;
     dpkg::write_triggers(&root, packages, Some(&base.root()), &unpacked.lists)?;
     let mut owners = initial_owners(&unpacked, &accounts);
     for (path, entry) in tree.entries() {
         if owners.get(path).is_none() && !unpacked.origins.contains_key(path) {
             let capability = entry.xattrs.get(b"security.capability".as_slice()).cloned();
-            owners.insert(path.clone(), Owner { uid: entry.uid, gid: entry.gid, device: None, capability });
+            owners.insert(
+                path.clone(),
+                Owner {
+                    uid: entry.uid,
+                    gid: entry.gid,
+                    device: None,
+                    capability,
+                },
+            );
         }
     }
     let mut sandbox = Sandbox::overlay(&[base.root()], &root, &work).owners(&owners);
@@ -201,7 +233,10 @@ pub fn build_role(
     let (owners, timing) = configure_all(sandbox, opened.rounds(), &[LDCONFIG.to_owned()], folder, progress)?;
     check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
-    let knowledge = Knowledge { origins: &unpacked.origins, owners: &owners };
+    let knowledge = Knowledge {
+        origins: &unpacked.origins,
+        owners: &owners,
+    };
     let entries = delta_entries(&root, base, &tree, &knowledge)?;
     fs::write(folder.join(INDEX), index::encode(&entries, recipe.epoch)?)?;
     remove_folder(&work)?;
@@ -211,7 +246,10 @@ pub fn build_role(
 /// The packages that a finished root's status file lists.
 pub fn installed(root: &Path) -> Result<Vec<Package>> {
     let text = fs::read(root.join(dpkg::ADMIN).join("status")).context("read dpkg's status")?;
-    Paragraph::parse_all(&text)?.into_iter().map(Package::installed).collect()
+    Paragraph::parse_all(&text)?
+        .into_iter()
+        .map(Package::installed)
+        .collect()
 }
 
 fn make_root(folder: &Path) -> Result<PathBuf> {
@@ -246,15 +284,28 @@ fn open(recipe: &Recipe<'_>) -> Result<Opened> {
         let package = Package::of(&deb).with_context(|| format!("package {}", input.name))?;
         let found = (&package.name, &package.version, &package.architecture);
         if found != (&input.name, &input.version, &input.architecture) {
-            bail!("the lock says {} {} {}, the .deb says {found:?}", input.name, input.version, input.architecture);
+            bail!(
+                "the lock says {} {} {}, the .deb says {found:?}",
+                input.name,
+                input.version,
+                input.architecture
+            );
         }
         opened.push(Some((deb, package)));
     }
-    let packages: Vec<Package> = opened.iter().flatten().map(|(_, package)| package.clone()).collect();
+    let packages: Vec<Package> = opened
+        .iter()
+        .flatten()
+        .map(|(_, package)| package.clone())
+        .collect();
     let (order, first_round) = configure::order(&packages);
     let ordered = order.into_iter().filter_map(|index| opened[index].take());
     let (debs, packages) = ordered.unzip();
-    Ok(Opened { debs, packages, first_round })
+    Ok(Opened {
+        debs,
+        packages,
+        first_round,
+    })
 }
 
 fn unpack_all(
@@ -267,7 +318,12 @@ fn unpack_all(
 ) -> Result<Unpacked> {
     let task = progress.task("unpack packages", Some(opened.debs.len() as u64));
     let skip = |path: &TreePath| recipe.leave_outs.skips_unpacking(path);
-    let options = unpack::Options { below, skip: &skip, mtime: recipe.epoch, jobs: workshop.jobs };
+    let options = unpack::Options {
+        below,
+        skip: &skip,
+        mtime: recipe.epoch,
+        jobs: workshop.jobs,
+    };
     let unpacked = unpack::unpack(root, &opened.debs, &opened.packages, &options, &task)?;
     task.done();
     Ok(unpacked)
@@ -282,7 +338,7 @@ fn configure_all(
 ) -> Result<(Owners, Timing)> {
     let task = progress.task("configure packages", None);
     let scratch = folder.join("scratch");
-    DirBuilder::new().mode(0o755).create(&scratch)?;
+    DirBuilder::new().mode(0o700).create(&scratch)?;
     let result = configure::configure(sandbox, rounds, commands, &scratch, &task)?;
     fs::remove_dir_all(&scratch)?;
     task.done();
@@ -293,7 +349,14 @@ fn initial_owners(unpacked: &Unpacked, accounts: &Accounts) -> Owners {
     let mut owners = Owners::default();
     for (path, origin) in &unpacked.origins {
         let (uid, gid) = accounts.owner(origin);
-        owners.insert(path.clone(), Owner { uid, gid, ..Owner::default() });
+        owners.insert(
+            path.clone(),
+            Owner {
+                uid,
+                gid,
+                ..Owner::default()
+            },
+        );
     }
     owners
 }
@@ -309,8 +372,12 @@ fn check(root: &Path, accounts: &Accounts, packages: &[Package], unpacked: &Unpa
     }
     configure::check_diversions(root, |path| {
         let path = TreePath::parse(path).ok()?;
-        let leaf = unpacked.origins.get(&merged(&path)).is_some_and(|origin| origin.file.is_some());
-        leaf.then(|| shipped.get(&path).map(|name| (*name).to_owned())).flatten()
+        let leaf = unpacked
+            .origins
+            .get(&merged(&path))
+            .is_some_and(|origin| origin.file.is_some());
+        leaf.then(|| shipped.get(&path).map(|name| (*name).to_owned()))
+            .flatten()
     })
 }
 
@@ -318,7 +385,10 @@ fn check(root: &Path, accounts: &Accounts, packages: &[Package], unpacked: &Unpa
 fn owned_paths(root: &Path, packages: &[Package]) -> Result<BTreeMap<TreePath, usize>> {
     let mut owned = BTreeMap::new();
     for (index, package) in packages.iter().enumerate() {
-        let path = root.join(dpkg::ADMIN).join("info").join(format!("{}.list", package.info_name()));
+        let path = root
+            .join(dpkg::ADMIN)
+            .join("info")
+            .join(format!("{}.list", package.info_name()));
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             owned.insert(merged(&TreePath::parse(line)?), index);
@@ -339,7 +409,8 @@ fn remove_folder(folder: &Path) -> Result<()> {
 fn delta_entries(root: &Path, base: &Layer, tree: &Tree, knowledge: &Knowledge<'_>) -> Result<Entries> {
     let mut entries = Entries::new();
     for (path, change) in delta::delta(root, &[base.root()])? {
-        let mounted = |(name, _): &(&str, u16)| path.parts().first().is_some_and(|first| first == name.as_bytes());
+        let mounted =
+            |(name, _): &(&str, u16)| path.parts().first().is_some_and(|first| first == name.as_bytes());
         if scan::MOUNT_POINTS.iter().any(mounted) {
             continue;
         }

@@ -8,8 +8,16 @@ use super::value::{Kind, Tree, TreePath};
 use crate::definition::image::{Kernel, LeaveOut};
 
 /// Folders that hold nothing a maintainer script reads.
-const PASSIVE: [&str; 6] =
-    ["usr/share/bug", "usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man"];
+const PASSIVE: [&str; 6] = [
+    "usr/share/bug",
+    "usr/share/doc",
+    "usr/share/info",
+    "usr/share/lintian",
+    "usr/share/locale",
+    "usr/share/man",
+];
+/// `usr`, `share`, `doc`, `<package>`.
+const PASSIVE_DEPTH: usize = 4;
 const MODULES: &str = "usr/lib/modules";
 
 /// Compiled globs.
@@ -27,8 +35,14 @@ struct Globs {
 }
 
 impl Globs {
-    fn new<'a>(out: impl Iterator<Item = &'a String>, keep: impl Iterator<Item = &'a String>) -> Result<Self> {
-        Ok(Self { out: set(out)?, keep: set(keep)? })
+    fn new<'a>(
+        out: impl Iterator<Item = &'a String>,
+        keep: impl Iterator<Item = &'a String>,
+    ) -> Result<Self> {
+        Ok(Self {
+            out: set(out)?,
+            keep: set(keep)?,
+        })
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -45,7 +59,11 @@ impl LeaveOuts {
         let files: Vec<_> = entries.iter().map(|entry| (&entry.files, &entry.keep)).collect();
         let text = format!("{files:?} {:?} {:?}", kernel.leave_out, kernel.keep);
         let modules = Globs::new(kernel.leave_out.iter(), kernel.keep.iter())?;
-        Ok(Self { files: Globs::new(out, keep)?, modules, text })
+        Ok(Self {
+            files: Globs::new(out, keep)?,
+            modules,
+            text,
+        })
     }
 
     /// What of the globs shows in an unpacked layer.
@@ -56,10 +74,15 @@ impl LeaveOuts {
     /// Whether `path` need not be written when packages are unpacked.
     pub fn skips_unpacking(&self, path: &TreePath) -> bool {
         let text = text(path);
-        self.is_module_left_out(&text) || (below_any(&text, &PASSIVE) && self.files.matches(&format!("/{text}")))
+        // Directly below stand links to other packages' folders, which say where a licence is.
+        if path.parts().len() <= PASSIVE_DEPTH {
+            return false;
+        }
+        self.is_module_left_out(&text)
+            || (below_any(&text, &PASSIVE) && self.files.matches(&format!("/{text}")))
     }
 
-    /// Removes what the globs match. A folder goes only when it matches itself.
+    /// Removes what the globs match, and the folders that are empty because of it.
     pub fn apply(&self, tree: &mut Tree) {
         let doomed: Vec<TreePath> = tree
             .entries()
@@ -71,8 +94,28 @@ impl LeaveOuts {
             .collect();
         // Deepest first: a folder that matches stays while `keep` holds something in it.
         for path in doomed.iter().rev() {
-            let directory = tree.get(path).is_some_and(|entry| matches!(entry.kind, Kind::Directory));
-            if !directory || tree.subtree(path).nth(1).is_none() {
+            if is_empty_folder(tree, path) != Some(false) {
+                tree.remove(path);
+            }
+            let mut parent = path.parent();
+            while let Some(folder) = parent.filter(|folder| is_empty_folder(tree, folder) == Some(true)) {
+                tree.remove(&folder);
+                parent = folder.parent();
+            }
+        }
+        self.remove_unfilled(tree);
+    }
+
+    /// Folders that unpacking never filled.
+    fn remove_unfilled(&self, tree: &mut Tree) {
+        let folders = tree.entries().filter(|(path, entry)| {
+            let text = text(path);
+            matches!(entry.kind, Kind::Directory)
+                && (below_any(&text, &PASSIVE) || below_any(&text, &[MODULES]))
+        });
+        let folders: Vec<TreePath> = folders.map(|(path, _)| path.clone()).collect();
+        for path in folders.iter().rev() {
+            if is_empty_folder(tree, path) == Some(true) {
                 tree.remove(path);
             }
         }
@@ -81,8 +124,16 @@ impl LeaveOuts {
     /// Kernel modules are named below `/usr/lib/modules/<version>/`.
     fn is_module_left_out(&self, path: &str) -> bool {
         let below = path.strip_prefix(MODULES).and_then(|rest| rest.strip_prefix('/'));
-        below.and_then(|rest| rest.split_once('/')).is_some_and(|(_, module)| self.modules.matches(module))
+        below
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(_, module)| self.modules.matches(module))
     }
+}
+
+/// Whether a folder is empty; `None` for what is no folder.
+fn is_empty_folder(tree: &Tree, path: &TreePath) -> Option<bool> {
+    let folder = matches!(tree.get(path)?.kind, Kind::Directory);
+    folder.then(|| tree.subtree(path).nth(1).is_none())
 }
 
 fn text(path: &TreePath) -> String {
@@ -90,7 +141,10 @@ fn text(path: &TreePath) -> String {
 }
 
 fn below_any(path: &str, folders: &[&str]) -> bool {
-    folders.iter().any(|folder| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+    folders.iter().any(|folder| {
+        path.strip_prefix(folder)
+            .is_some_and(|rest| rest.starts_with('/'))
+    })
 }
 
 fn set<'a>(globs: impl Iterator<Item = &'a String>) -> Result<GlobSet> {

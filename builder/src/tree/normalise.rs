@@ -51,20 +51,33 @@ pub fn normalise(tree: &mut Tree) -> Result<()> {
     // Empty, not absent: systemd fills it at each boot and doesn't take the boot for the machine's first one, on
     // which it would enable units by preset.
     put(tree, "etc/machine-id", Entry::bytes(0o444, *b""))?;
-    put(tree, "etc/resolv.conf", Entry::symlink("../run/systemd/resolve/stub-resolv.conf"))?;
+    put(
+        tree,
+        "etc/resolv.conf",
+        Entry::symlink("../run/systemd/resolve/stub-resolv.conf"),
+    )?;
     for name in ["etc/shadow", "etc/gshadow"] {
         clamp(tree, name)?;
     }
     move_package_database(tree)?;
     move_var(tree)?;
-    put(tree, DPKG_TMPFILES, Entry::bytes(0o644, format!("L /var/lib/dpkg - - - - {DPKG_LINK}\n").into_bytes()))?;
+    put(
+        tree,
+        DPKG_TMPFILES,
+        Entry::bytes(
+            0o644,
+            format!("L /var/lib/dpkg - - - - {DPKG_LINK}\n").into_bytes(),
+        ),
+    )?;
     Ok(())
 }
 
 /// Puts `entry` at `path`, making parents of root's where absent. What belongs below `/var` goes to its template.
 pub fn place(tree: &mut Tree, path: &TreePath, entry: Entry) -> Result<()> {
     let path = match path.parts() {
-        [var, rest @ ..] if var == b"var" => rest.iter().fold(parse(FACTORY_VAR)?, |path, part| path.join(part)),
+        [var, rest @ ..] if var == b"var" => rest
+            .iter()
+            .fold(parse(FACTORY_VAR)?, |path, part| path.join(part)),
         _ => super::unpack::merged(path),
     };
     let mut parent = TreePath::root();
@@ -87,7 +100,9 @@ fn remove_traces(tree: &mut Tree) -> Result<()> {
     let matches = |path: &TreePath| globs.is_match(format!("/{}", String::from_utf8_lossy(&path.to_bytes())));
     // Folders stay: services expect theirs below /var/log and /var/cache.
     let leaf = |entry: &Entry| !matches!(entry.kind, Kind::Directory);
-    let doomed = tree.entries().filter(|(path, entry)| leaf(entry) && matches(path));
+    let doomed = tree
+        .entries()
+        .filter(|(path, entry)| leaf(entry) && matches(path));
     let doomed: Vec<TreePath> = doomed.map(|(path, _)| path.clone()).collect();
     for path in doomed {
         tree.remove(&path);
@@ -97,7 +112,9 @@ fn remove_traces(tree: &mut Tree) -> Result<()> {
 
 fn clamp(tree: &mut Tree, name: &str) -> Result<()> {
     let path = parse(name)?;
-    let Some(entry) = tree.get(&path).cloned() else { return Ok(()) };
+    let Some(entry) = tree.get(&path).cloned() else {
+        return Ok(());
+    };
     // gshadow(5) has members where shadow(5) has the day.
     if name.ends_with("gshadow") {
         return Ok(());
@@ -105,7 +122,14 @@ fn clamp(tree: &mut Tree, name: &str) -> Result<()> {
     let text = read(&entry).with_context(|| format!("read {path}"))?;
     let text = String::from_utf8(text).with_context(|| format!("{path} is not UTF-8"))?;
     let clamped = Entry::bytes(entry.mode, clamp_shadow(&text, tree.mtime()).into_bytes());
-    tree.insert(path, Entry { uid: entry.uid, gid: entry.gid, ..clamped })
+    tree.insert(
+        path,
+        Entry {
+            uid: entry.uid,
+            gid: entry.gid,
+            ..clamped
+        },
+    )
 }
 
 fn move_package_database(tree: &mut Tree) -> Result<()> {
@@ -127,12 +151,18 @@ fn move_var(tree: &mut Tree) -> Result<()> {
 }
 
 fn move_folder(tree: &mut Tree, from: &TreePath, to: &TreePath) -> Result<()> {
-    let moved: Vec<(TreePath, Entry)> =
-        tree.subtree(from).map(|(path, entry)| (path.clone(), entry.clone())).collect();
+    let moved: Vec<(TreePath, Entry)> = tree
+        .subtree(from)
+        .map(|(path, entry)| (path.clone(), entry.clone()))
+        .collect();
     tree.remove(from);
     for (path, entry) in moved {
         let rest = &path.parts()[from.parts().len()..];
-        place(tree, &rest.iter().fold(to.clone(), |path, part| path.join(part)), entry)?;
+        place(
+            tree,
+            &rest.iter().fold(to.clone(), |path, part| path.join(part)),
+            entry,
+        )?;
     }
     Ok(())
 }
@@ -153,8 +183,14 @@ fn put(tree: &mut Tree, path: &str, entry: Entry) -> Result<()> {
 /// A regular file's bytes.
 pub fn read(entry: &Entry) -> Result<Vec<u8>> {
     match &entry.kind {
-        Kind::File { content: Content::Bytes(bytes), .. } => Ok(bytes.to_vec()),
-        Kind::File { content: Content::File(path), .. } => Ok(fs::read(path)?),
+        Kind::File {
+            content: Content::Bytes(bytes),
+            ..
+        } => Ok(bytes.to_vec()),
+        Kind::File {
+            content: Content::File(path),
+            ..
+        } => Ok(fs::read(path)?),
         _ => anyhow::bail!("not a regular file"),
     }
 }

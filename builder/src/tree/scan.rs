@@ -16,8 +16,13 @@ use super::value::{Content, Entry, Kind, TreePath};
 use crate::digest::Digest;
 
 /// Folders that other filesystems are mounted on: their content is never part of an image.
-pub const MOUNT_POINTS: [(&str, u16); 5] =
-    [("dev", 0o755), ("proc", 0o555), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777)];
+pub const MOUNT_POINTS: [(&str, u16); 5] = [
+    ("dev", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+];
 
 /// What is known about a build root besides what its inodes say.
 pub struct Knowledge<'a> {
@@ -36,10 +41,14 @@ pub fn scan(root: &Path, knowledge: &Knowledge<'_>) -> Result<Entries> {
         for child in fs::read_dir(folder.under(root)).with_context(|| format!("list {folder}"))? {
             let child = child?;
             let path = folder.join(&child.file_name().into_vec());
-            let mount_point = MOUNT_POINTS.iter().find(|(name, _)| path.parts() == [name.as_bytes()]);
+            let mount_point = MOUNT_POINTS
+                .iter()
+                .find(|(name, _)| path.parts() == [name.as_bytes()]);
             let entry = match mount_point {
                 Some((_, mode)) => Entry::directory(*mode),
-                None => entry(root, &path, &child.metadata()?, knowledge).with_context(|| path.to_string())?,
+                None => {
+                    entry(root, &path, &child.metadata()?, knowledge).with_context(|| path.to_string())?
+                }
             };
             if matches!(entry.kind, Kind::Directory) && mount_point.is_none() {
                 open_up(&path.under(root), entry.mode, 0o700)?;
@@ -68,20 +77,41 @@ pub fn entry(root: &Path, path: &TreePath, metadata: &Metadata, knowledge: &Know
         Kind::Symlink(fs::read_link(&place)?.into_os_string().into_vec())
     } else if kind.is_file() {
         open_up(&place, mode, 0o400)?;
-        let known = knowledge.origins.get(path).filter(|origin| origin.stamp == Stamp::of(metadata));
+        let known = knowledge
+            .origins
+            .get(path)
+            .filter(|origin| origin.stamp == Stamp::of(metadata));
         let (size, digest) = match known.and_then(|origin| origin.file) {
             Some(known) => known,
             None => Digest::of_file(&place).map(|(digest, size)| (size, digest))?,
         };
-        Kind::File { content: Content::File(place), size, digest }
+        Kind::File {
+            content: Content::File(place),
+            size,
+            digest,
+        }
     } else if kind.is_fifo() {
         Kind::Fifo
     } else {
         bail!("neither a file, a folder, a link nor a pipe");
     };
-    let mode = if matches!(kind, Kind::Symlink(_)) { 0o777 } else { mode };
-    let xattrs = owner.capability.map(|value| (b"security.capability".to_vec(), value)).into_iter().collect();
-    Ok(Entry { mode, uid: owner.uid, gid: owner.gid, xattrs, kind })
+    let mode = if matches!(kind, Kind::Symlink(_)) {
+        0o777
+    } else {
+        mode
+    };
+    let xattrs = owner
+        .capability
+        .map(|value| (b"security.capability".to_vec(), value))
+        .into_iter()
+        .collect();
+    Ok(Entry {
+        mode,
+        uid: owner.uid,
+        gid: owner.gid,
+        xattrs,
+        kind,
+    })
 }
 
 /// Gives the owner of `place` the permissions `needed`, so that later stages can read it.

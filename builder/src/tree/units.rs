@@ -36,17 +36,33 @@ pub fn apply(tree: &mut Tree, lists: &[Wanted<'_>]) -> Result<()> {
     for list in lists {
         for unit in list.enable {
             if masked.contains(unit) {
-                return Err(refuse(list.file, format!("unit `{unit}` is to be enabled and masked")));
+                return Err(refuse(
+                    list.file,
+                    format!("unit `{unit}` is to be enabled and masked"),
+                ));
             }
-            enable(tree, unit, &mut BTreeSet::new()).map_err(|error| refuse(list.file, format!("{error:#}")))?;
+            enable(tree, unit, &mut BTreeSet::new())
+                .map_err(|error| refuse(list.file, format!("{error:#}")))?;
         }
         for unit in list.mask {
             if find(tree, unit)?.is_none() {
-                return Err(refuse(list.file, format!("unit `{unit}`, which is to be masked, is in no package")));
+                return Err(refuse(
+                    list.file,
+                    format!("unit `{unit}`, which is to be masked, is in no package"),
+                ));
             }
             let path = parse(SYSTEM)?.join(unit.as_bytes());
-            if matches!(tree.get(&path), Some(Entry { kind: Kind::File { .. }, .. })) {
-                return Err(refuse(list.file, format!("unit `{unit}` can't be masked: {path} is a file")));
+            if matches!(
+                tree.get(&path),
+                Some(Entry {
+                    kind: Kind::File { .. },
+                    ..
+                })
+            ) {
+                return Err(refuse(
+                    list.file,
+                    format!("unit `{unit}` can't be masked: {path} is a file"),
+                ));
             }
             link(tree, path, "/dev/null")?;
         }
@@ -70,7 +86,13 @@ fn drop_links(tree: &mut Tree) -> Result<()> {
             .map(|(path, entry)| (path.clone(), matches!(entry.kind, Kind::Directory)))
             .collect();
         for (path, _) in inside.iter().filter(|(_, directory)| !directory) {
-            if matches!(tree.get(path), Some(Entry { kind: Kind::Symlink(_), .. })) {
+            if matches!(
+                tree.get(path),
+                Some(Entry {
+                    kind: Kind::Symlink(_),
+                    ..
+                })
+            ) {
                 tree.remove(path);
             }
         }
@@ -90,7 +112,9 @@ fn enable(tree: &mut Tree, unit: &str, done: &mut BTreeSet<String>) -> Result<()
     if !done.insert(unit.to_owned()) {
         return Ok(());
     }
-    let Some(path) = find(tree, unit)? else { bail!("unit `{unit}` is in no package") };
+    let Some(path) = find(tree, unit)? else {
+        bail!("unit `{unit}` is in no package")
+    };
     let text = tree.get(&path).map(read).transpose()?.unwrap_or_default();
     let text = String::from_utf8(text).with_context(|| format!("{path} is not UTF-8"))?;
     let install = install_section(&text);
@@ -106,10 +130,18 @@ fn enable(tree: &mut Tree, unit: &str, done: &mut BTreeSet<String>) -> Result<()
     }
     let target = format!("/{}", String::from_utf8_lossy(&path.to_bytes()));
     let system = parse(SYSTEM)?;
-    for (key, suffix) in [("WantedBy", "wants"), ("RequiredBy", "requires"), ("UpheldBy", "upholds")] {
+    for (key, suffix) in [
+        ("WantedBy", "wants"),
+        ("RequiredBy", "requires"),
+        ("UpheldBy", "upholds"),
+    ] {
         for by in words(key) {
             let folder = format!("{}.{suffix}", expand(&by, &name)?);
-            link(tree, system.join(folder.as_bytes()).join(name.as_bytes()), &target)?;
+            link(
+                tree,
+                system.join(folder.as_bytes()).join(name.as_bytes()),
+                &target,
+            )?;
         }
     }
     for alias in words("Alias") {
@@ -168,7 +200,11 @@ fn resolve(tree: &Tree, mut path: TreePath) -> Result<Option<TreePath>> {
 
 /// Where a link at `path` leads, in a merged-/usr tree.
 fn follow(path: &TreePath, target: &[u8]) -> Result<TreePath> {
-    let mut parts = if target.starts_with(b"/") { TreePath::root() } else { path.parent().unwrap_or_default() };
+    let mut parts = if target.starts_with(b"/") {
+        TreePath::root()
+    } else {
+        path.parent().unwrap_or_default()
+    };
     for part in target.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => {}
@@ -186,7 +222,9 @@ fn install_section(text: &str) -> Install {
     for line in joined.lines().map(str::trim) {
         if line.starts_with('[') {
             inside = line == "[Install]";
-        } else if let (true, Some((key, value))) = (inside && !line.starts_with(['#', ';']), line.split_once('=')) {
+        } else if let (true, Some((key, value))) =
+            (inside && !line.starts_with(['#', ';']), line.split_once('='))
+        {
             let words = install.entry(key.trim().to_owned()).or_default();
             // An empty value resets the list.
             if value.trim().is_empty() {
@@ -253,30 +291,78 @@ mod tests {
 
     fn run(tree: &mut Tree, enable: &[&str], mask: &[&str]) -> Result<()> {
         let own = |list: &[&str]| list.iter().map(|unit| (*unit).to_owned()).collect::<Vec<_>>();
-        apply(tree, &[Wanted { file: "image.toml", enable: &own(enable), mask: &own(mask) }])
+        apply(
+            tree,
+            &[Wanted {
+                file: "image.toml",
+                enable: &own(enable),
+                mask: &own(mask),
+            }],
+        )
     }
 
     #[test]
     fn install_sections_become_links_and_old_links_go() {
         let mut tree = tree(&[
-            ("etc/systemd/system/multi-user.target.wants/old.service", "-> /lib/systemd/system/old.service"),
-            ("etc/systemd/system/own.service", "[Install]\nRequiredBy=x.target\n"),
-            ("usr/lib/systemd/system/a.service", "[Install]\nWantedBy=m.target \\\n n.target\nAlias=b.service\nAlso=c.socket no.socket\n"),
-            ("usr/lib/systemd/system/c.socket", "[Install]\nWantedBy=sockets.target\n"),
-            ("usr/lib/systemd/system/t@.service", "[Install]\nWantedBy=%i.target\nDefaultInstance=one\n"),
+            (
+                "etc/systemd/system/multi-user.target.wants/old.service",
+                "-> /lib/systemd/system/old.service",
+            ),
+            (
+                "etc/systemd/system/own.service",
+                "[Install]\nRequiredBy=x.target\n",
+            ),
+            (
+                "usr/lib/systemd/system/a.service",
+                "[Install]\nWantedBy=m.target \\\n n.target\nAlias=b.service\nAlso=c.socket no.socket\n",
+            ),
+            (
+                "usr/lib/systemd/system/c.socket",
+                "[Install]\nWantedBy=sockets.target\n",
+            ),
+            (
+                "usr/lib/systemd/system/t@.service",
+                "[Install]\nWantedBy=%i.target\nDefaultInstance=one\n",
+            ),
             ("usr/lib/systemd/system/link.service", "-> a.service"),
         ]);
-        run(&mut tree, &["a.service", "own.service", "t@.service", "t@two.service"], &["link.service"]).unwrap();
+        run(
+            &mut tree,
+            &["a.service", "own.service", "t@.service", "t@two.service"],
+            &["link.service"],
+        )
+        .unwrap();
         let at = |path: &str| target(&tree, &format!("etc/systemd/system/{path}"));
         assert_eq!(at("multi-user.target.wants/old.service"), None);
         assert_eq!(at("multi-user.target.wants"), None);
-        assert_eq!(at("m.target.wants/a.service").as_deref(), Some("/usr/lib/systemd/system/a.service"));
-        assert_eq!(at("n.target.wants/a.service").as_deref(), Some("/usr/lib/systemd/system/a.service"));
-        assert_eq!(at("b.service").as_deref(), Some("/usr/lib/systemd/system/a.service"));
-        assert_eq!(at("sockets.target.wants/c.socket").as_deref(), Some("/usr/lib/systemd/system/c.socket"));
-        assert_eq!(at("x.target.requires/own.service").as_deref(), Some("/etc/systemd/system/own.service"));
-        assert_eq!(at("one.target.wants/t@one.service").as_deref(), Some("/usr/lib/systemd/system/t@.service"));
-        assert_eq!(at("two.target.wants/t@two.service").as_deref(), Some("/usr/lib/systemd/system/t@.service"));
+        assert_eq!(
+            at("m.target.wants/a.service").as_deref(),
+            Some("/usr/lib/systemd/system/a.service")
+        );
+        assert_eq!(
+            at("n.target.wants/a.service").as_deref(),
+            Some("/usr/lib/systemd/system/a.service")
+        );
+        assert_eq!(
+            at("b.service").as_deref(),
+            Some("/usr/lib/systemd/system/a.service")
+        );
+        assert_eq!(
+            at("sockets.target.wants/c.socket").as_deref(),
+            Some("/usr/lib/systemd/system/c.socket")
+        );
+        assert_eq!(
+            at("x.target.requires/own.service").as_deref(),
+            Some("/etc/systemd/system/own.service")
+        );
+        assert_eq!(
+            at("one.target.wants/t@one.service").as_deref(),
+            Some("/usr/lib/systemd/system/t@.service")
+        );
+        assert_eq!(
+            at("two.target.wants/t@two.service").as_deref(),
+            Some("/usr/lib/systemd/system/t@.service")
+        );
         assert_eq!(at("link.service").as_deref(), Some("/dev/null"));
         assert_eq!(target(&tree, GPT_AUTO).as_deref(), Some("/dev/null"));
     }
@@ -284,10 +370,17 @@ mod tests {
     #[test]
     fn a_unit_that_is_absent_or_static_is_named_with_the_file() {
         let mut tree = tree(&[("usr/lib/systemd/system/static.service", "[Unit]\n")]);
-        for (enable, mask) in [(&["x.service"][..], &[][..]), (&["static.service"], &[]), (&[], &["y.service"])] {
+        for (enable, mask) in [
+            (&["x.service"][..], &[][..]),
+            (&["static.service"], &[]),
+            (&[], &["y.service"]),
+        ] {
             let error = run(&mut tree, enable, mask).unwrap_err().to_string();
             let unit = enable.iter().chain(mask).next().unwrap();
-            assert!(error.starts_with("image.toml: ") && error.contains(unit), "{error}");
+            assert!(
+                error.starts_with("image.toml: ") && error.contains(unit),
+                "{error}"
+            );
         }
     }
 

@@ -63,7 +63,10 @@ pub struct Stamp {
 impl Stamp {
     /// The stamp of an inode.
     pub fn of(metadata: &fs::Metadata) -> Self {
-        Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+        Self {
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
 }
 
@@ -109,7 +112,9 @@ pub fn unpack(
             scope.spawn(|| {
                 while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let name = &packages[index].name;
-                    let outcome = Worker::new(&ground, index).run(&debs[index]).with_context(|| format!("unpack {name}"));
+                    let outcome = Worker::new(&ground, index)
+                        .run(&debs[index])
+                        .with_context(|| format!("unpack {name}"));
                     if outcome.is_err() {
                         next.store(debs.len(), Ordering::Relaxed);
                     }
@@ -119,7 +124,9 @@ pub fn unpack(
             });
         }
     });
-    let results = results.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let results = results
+        .into_iter()
+        .map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
     let results: Vec<Option<Result<Outcome>>> = results.collect();
     let mut outcomes = Vec::new();
     let mut unfinished = false;
@@ -139,9 +146,9 @@ pub fn unpack(
 pub fn merged(path: &TreePath) -> TreePath {
     let parts = path.parts();
     match parts.first() {
-        Some(first) if MERGED.iter().any(|name| name.as_bytes() == first.as_slice()) => {
-            parts.iter().fold(TreePath::root().join(b"usr"), |path, part| path.join(part))
-        }
+        Some(first) if MERGED.iter().any(|name| name.as_bytes() == first.as_slice()) => parts
+            .iter()
+            .fold(TreePath::root().join(b"usr"), |path, part| path.join(part)),
         _ => path.clone(),
     }
 }
@@ -162,7 +169,10 @@ enum Claim {
     /// Only implied by what lies below it, so far.
     Implied,
     /// A folder with the mode that the first package (in the order given) ships.
-    Directory { package: usize, origin: Option<(u16, Origin)> },
+    Directory {
+        package: usize,
+        origin: Option<(u16, Origin)>,
+    },
     /// A file or link of a package.
     Leaf { package: usize },
     /// A folder of the tree below.
@@ -204,8 +214,17 @@ impl<'a> Ground<'a> {
                 _ => (path.clone(), Claim::BelowLeaf),
             }));
         }
-        let table = Table { claims, made: BTreeSet::from([TreePath::root()]), taken: BTreeSet::new() };
-        let ground = Self { root, packages, options, table: Mutex::new(table) };
+        let table = Table {
+            claims,
+            made: BTreeSet::from([TreePath::root()]),
+            taken: BTreeSet::new(),
+        };
+        let ground = Self {
+            root,
+            packages,
+            options,
+            table: Mutex::new(table),
+        };
         if options.below.is_none() {
             for name in MERGED {
                 let target = TreePath::root().join(b"usr").join(name.as_bytes());
@@ -228,12 +247,18 @@ impl<'a> Ground<'a> {
             None => drop(table.claims.insert(path.clone(), Claim::Implied)),
             Some(Claim::Implied | Claim::Directory { .. } | Claim::BelowDirectory) => {}
             Some(Claim::Leaf { package }) => {
-                bail!("{path} is a file or link of package {}", self.packages[*package].name)
+                bail!(
+                    "{path} is a file or link of package {}",
+                    self.packages[*package].name
+                )
             }
             Some(Claim::BelowLeaf) => bail!("{path} is a file or link of the base"),
         }
         let place = path.under(self.root);
-        DirBuilder::new().mode(0o700).create(&place).with_context(|| format!("make {path}"))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&place)
+            .with_context(|| format!("make {path}"))?;
         table.made.insert(path.clone());
         Ok(())
     }
@@ -245,7 +270,12 @@ impl<'a> Ground<'a> {
         match claim {
             Claim::BelowDirectory => {}
             Claim::Directory { package: other, .. } if *other <= package => {}
-            _ => *claim = Claim::Directory { package, origin: Some((mode, origin)) },
+            _ => {
+                *claim = Claim::Directory {
+                    package,
+                    origin: Some((mode, origin)),
+                }
+            }
         }
         Ok(())
     }
@@ -293,7 +323,10 @@ impl<'a> Ground<'a> {
             (true, false) => Ok(true),
             (false, true) => Ok(false),
             (true, true) => bail!("{path}: {} and {} replace each other", one.name, other.name),
-            (false, false) => bail!("{path} is also in package {}, and neither replaces the other", other.name),
+            (false, false) => bail!(
+                "{path} is also in package {}, and neither replaces the other",
+                other.name
+            ),
         }
     }
 
@@ -320,19 +353,26 @@ impl<'a> Ground<'a> {
             let mine = |(path, _): &(TreePath, Origin)| owner(path) == Some(index);
             unpacked.origins.extend(outcome.origins.into_iter().filter(mine));
             let listed = |path: &TreePath| owner(&merged(path)).is_none_or(|owner| owner == index);
-            unpacked.lists.push(outcome.list.into_iter().filter(listed).collect());
+            unpacked
+                .lists
+                .push(outcome.list.into_iter().filter(listed).collect());
             unpacked.conffiles.push(outcome.conffiles);
         }
         // Modes last and deepest first, so that a folder closed to its owner does not stop the work.
         for path in table.made.iter().rev() {
             let mode = match table.claims.get(path) {
-                Some(Claim::Directory { origin: Some((mode, origin)), .. }) => {
+                Some(Claim::Directory {
+                    origin: Some((mode, origin)),
+                    ..
+                }) => {
                     unpacked.origins.insert(path.clone(), origin.clone());
                     *mode
                 }
-                Some(Claim::BelowDirectory) => {
-                    self.options.below.and_then(|below| below.tree.get(path)).map_or(0o755, |entry| entry.mode)
-                }
+                Some(Claim::BelowDirectory) => self
+                    .options
+                    .below
+                    .and_then(|below| below.tree.get(path))
+                    .map_or(0o755, |entry| entry.mode),
                 _ => 0o755,
             };
             let place = path.under(self.root);
@@ -357,7 +397,13 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(ground: &'a Ground<'a>, index: usize) -> Self {
-        Self { ground, index, outcome: Outcome::default(), written: BTreeMap::new(), buffer: vec![0; CHUNK] }
+        Self {
+            ground,
+            index,
+            outcome: Outcome::default(),
+            written: BTreeMap::new(),
+            buffer: vec![0; CHUNK],
+        }
     }
 
     fn run(mut self, deb: &Deb) -> Result<Outcome> {
@@ -368,10 +414,20 @@ impl<'a> Worker<'a> {
     fn member(&mut self, member: Member, content: &mut dyn Read) -> Result<()> {
         self.outcome.list.push(member.path.clone());
         let path = merged(&member.path);
-        let stamp = Stamp { inode: 0, changed: (0, 0) };
-        let mut origin = Origin { user: member.user, group: member.group, file: None, stamp };
+        let stamp = Stamp {
+            inode: 0,
+            changed: (0, 0),
+        };
+        let mut origin = Origin {
+            user: member.user,
+            group: member.group,
+            file: None,
+            stamp,
+        };
         if member.kind == MemberKind::Directory {
-            return self.ground.claim_directory(self.index, &path, member.mode, origin);
+            return self
+                .ground
+                .claim_directory(self.index, &path, member.mode, origin);
         }
         if self.is_merged_link(&member.path, &member.kind)? {
             return Ok(());
@@ -424,23 +480,36 @@ impl<'a> Worker<'a> {
             return Ok(false);
         }
         match kind {
-            MemberKind::Symlink(target) if TreePath::parse(target).is_ok_and(|target| target == merged(path)) => Ok(true),
+            MemberKind::Symlink(target)
+                if TreePath::parse(target).is_ok_and(|target| target == merged(path)) =>
+            {
+                Ok(true)
+            }
             _ => bail!("{path} must be a link into /usr"),
         }
     }
 
     fn beside(&self, path: &TreePath) -> PathBuf {
         let name = format!(".kimage-{}-{}", self.index, Digest::of(&path.to_bytes()).short());
-        path.parent().unwrap_or_default().join(name.as_bytes()).under(self.ground.root)
+        path.parent()
+            .unwrap_or_default()
+            .join(name.as_bytes())
+            .under(self.ground.root)
     }
 
     fn write(&mut self, place: &Path, mode: u16, size: u64, content: &mut dyn Read) -> Result<Digest> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(place)?;
         let mut hasher = Hasher::new();
         let mut left = size;
         while left > 0 {
             let step = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            content.read_exact(&mut self.buffer[..step]).context("truncated")?;
+            content
+                .read_exact(&mut self.buffer[..step])
+                .context("truncated")?;
             hasher.update(&self.buffer[..step]);
             file.write_all(&self.buffer[..step])?;
             left -= step as u64;
@@ -452,7 +521,8 @@ impl<'a> Worker<'a> {
     fn settle(&self, file: &File, mode: u16) -> Result<()> {
         file.set_permissions(Permissions::from_mode(u32::from(mode)))?;
         // Python's byte code names its source's modification time: with the time that the image will show it stays valid.
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(self.ground.options.mtime));
+        let time =
+            std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(self.ground.options.mtime));
         file.set_modified(time)?;
         Ok(())
     }
@@ -461,7 +531,9 @@ impl<'a> Worker<'a> {
         if self.ground.packages[self.index].conffiles.contains(path) {
             use md5::Digest as _;
             let sum = md5::Md5::digest(fs::read(place)?);
-            self.outcome.conffiles.insert(path.clone(), crate::digest::hex(&sum));
+            self.outcome
+                .conffiles
+                .insert(path.clone(), crate::digest::hex(&sum));
         }
         Ok(())
     }

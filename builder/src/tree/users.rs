@@ -26,13 +26,20 @@ pub struct Accounts {
 impl Accounts {
     /// The accounts in a tree's `/etc/passwd` and `/etc/group`.
     pub fn read(root: &Path) -> Result<Self> {
-        Ok(Self { users: ids(&root.join("etc/passwd"))?, groups: ids(&root.join("etc/group"))? })
+        Ok(Self {
+            users: ids(&root.join("etc/passwd"))?,
+            groups: ids(&root.join("etc/group"))?,
+        })
     }
 
     /// Owner and group of a packaged file: dpkg goes by name and falls back to the number.
     pub fn owner(&self, origin: &Origin) -> (u32, u32) {
         let find = |names: &BTreeMap<String, u32>, (id, name): &(u32, Vec<u8>)| {
-            std::str::from_utf8(name).ok().and_then(|name| names.get(name)).copied().unwrap_or(*id)
+            std::str::from_utf8(name)
+                .ok()
+                .and_then(|name| names.get(name))
+                .copied()
+                .unwrap_or(*id)
         };
         (find(&self.users, &origin.user), find(&self.groups, &origin.group))
     }
@@ -65,7 +72,9 @@ impl Accounts {
         let names = lines.lines().filter_map(|line| line.strip_prefix("name = "));
         let names = names.collect::<Vec<_>>().join(", ");
         let message = format!("packages made users or groups that the definition does not fix: {names}");
-        Err(Failure::new(ExitCode::Usage, message).hint(format!("add to the definition:\n{lines}")).into())
+        Err(Failure::new(ExitCode::Usage, message)
+            .hint(format!("add to the definition:\n{lines}"))
+            .into())
     }
 }
 
@@ -78,21 +87,49 @@ pub fn seed(root: &Path, users: &[User], groups: &[Group]) -> Result<Accounts> {
     };
     let (mut passwd, mut group) = (master("passwd.master")?, master("group.master")?);
     append(&mut passwd, users.iter().map(|user| passwd_line(user, "*")));
-    append(&mut group, groups.iter().map(|group| format!("{}:*:{}:", group.name, group.gid)));
+    append(
+        &mut group,
+        groups
+            .iter()
+            .map(|group| format!("{}:*:{}:", group.name, group.gid)),
+    );
     write(root, &[("passwd", &passwd, 0o644), ("group", &group, 0o644)])
 }
 
 /// Adds a role's accounts to the accounts of the tree `below`, in its delta `root`.
 pub fn add(root: &Path, below: &Path, users: &[User], groups: &[Group], epoch: u32) -> Result<Accounts> {
-    let old = |name: &str| fs::read_to_string(below.join("etc").join(name)).with_context(|| format!("read /etc/{name}"));
+    let old = |name: &str| {
+        fs::read_to_string(below.join("etc").join(name)).with_context(|| format!("read /etc/{name}"))
+    };
     let (mut passwd, mut shadow) = (old("passwd")?, old("shadow")?);
     let (mut group, mut gshadow) = (old("group")?, old("gshadow")?);
     append(&mut passwd, users.iter().map(|user| passwd_line(user, "x")));
-    append(&mut shadow, users.iter().map(|user| format!("{}:!*:{}::::::", user.name, epoch / DAY)));
-    append(&mut group, groups.iter().map(|group| format!("{}:x:{}:", group.name, group.gid)));
-    append(&mut gshadow, groups.iter().map(|group| format!("{}:!*::", group.name)));
+    append(
+        &mut shadow,
+        users
+            .iter()
+            .map(|user| format!("{}:!*:{}::::::", user.name, epoch / DAY)),
+    );
+    append(
+        &mut group,
+        groups
+            .iter()
+            .map(|group| format!("{}:x:{}:", group.name, group.gid)),
+    );
+    append(
+        &mut gshadow,
+        groups.iter().map(|group| format!("{}:!*::", group.name)),
+    );
     let open = [("passwd", &passwd, 0o644), ("group", &group, 0o644)];
-    write(root, &[("shadow", &shadow, 0o640), ("gshadow", &gshadow, 0o640), open[0], open[1]])
+    write(
+        root,
+        &[
+            ("shadow", &shadow, 0o640),
+            ("gshadow", &gshadow, 0o640),
+            open[0],
+            open[1],
+        ],
+    )
 }
 
 /// Sets the day of the last password change (`shadow(5)`, third field) of accounts that have one to `epoch`'s.
@@ -109,7 +146,10 @@ pub fn clamp_shadow(text: &str, epoch: u32) -> String {
 }
 
 fn passwd_line(user: &User, password: &str) -> String {
-    format!("{}:{password}:{}:{}:{}:{}:{}", user.name, user.uid, user.gid, user.comment, user.home, user.shell)
+    format!(
+        "{}:{password}:{}:{}:{}:{}:{}",
+        user.name, user.uid, user.gid, user.comment, user.home, user.shell
+    )
 }
 
 fn append(text: &mut String, lines: impl Iterator<Item = String>) {
@@ -131,10 +171,15 @@ fn ids(path: &Path) -> Result<BTreeMap<String, u32>> {
     let mut ids = BTreeMap::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
         let mut fields = line.split(':');
-        let (Some(name), Some(id)) = (fields.next(), fields.nth(1)) else { bail!("bad line `{line}`") };
+        let (Some(name), Some(id)) = (fields.next(), fields.nth(1)) else {
+            bail!("bad line `{line}`")
+        };
         let id = id.parse().with_context(|| format!("bad id in line `{line}`"))?;
         if ids.insert(name.to_owned(), id).is_some() {
-            bail!("`{name}` occurs twice in {}: remove it from the definition", path.display());
+            bail!(
+                "`{name}` occurs twice in {}: remove it from the definition",
+                path.display()
+            );
         }
     }
     Ok(ids)

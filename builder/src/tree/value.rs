@@ -72,7 +72,9 @@ impl TreePath {
     /// The same below `folder` of the host.
     pub fn under(&self, folder: &Path) -> PathBuf {
         use std::os::unix::ffi::OsStrExt;
-        self.0.iter().fold(folder.to_owned(), |path, part| path.join(std::ffi::OsStr::from_bytes(part)))
+        self.0.iter().fold(folder.to_owned(), |path, part| {
+            path.join(std::ffi::OsStr::from_bytes(part))
+        })
     }
 }
 
@@ -144,8 +146,17 @@ pub struct Tree {
 impl Tree {
     /// A tree that holds the root folder only. All entries carry `mtime` (seconds since 1970).
     pub fn new(mtime: u32) -> Self {
-        let root = Entry { mode: 0o755, uid: 0, gid: 0, xattrs: BTreeMap::new(), kind: Kind::Directory };
-        Self { entries: BTreeMap::from([(TreePath::root(), root)]), mtime }
+        let root = Entry {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+            kind: Kind::Directory,
+        };
+        Self {
+            entries: BTreeMap::from([(TreePath::root(), root)]),
+            mtime,
+        }
     }
 
     /// Seconds since 1970, the same for all entries.
@@ -168,7 +179,10 @@ impl Tree {
     pub fn insert(&mut self, path: TreePath, entry: Entry) -> Result<()> {
         if let Some(parent) = path.parent() {
             match self.entries.get(&parent) {
-                Some(Entry { kind: Kind::Directory, .. }) => {}
+                Some(Entry {
+                    kind: Kind::Directory,
+                    ..
+                }) => {}
                 Some(_) => bail!("{path}: {parent} is not a directory"),
                 None => bail!("{path}: {parent} is absent"),
             }
@@ -194,7 +208,9 @@ impl Tree {
 
     /// `path` and everything below it.
     pub fn subtree<'a>(&'a self, path: &'a TreePath) -> impl Iterator<Item = (&'a TreePath, &'a Entry)> {
-        self.entries.range(path..).take_while(move |(other, _)| path.holds(other))
+        self.entries
+            .range(path..)
+            .take_while(move |(other, _)| path.holds(other))
     }
 
     fn has_children(&self, path: &TreePath) -> bool {
@@ -205,18 +221,40 @@ impl Tree {
 impl Entry {
     /// A directory of root's.
     pub fn directory(mode: u16) -> Self {
-        Self { mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), kind: Kind::Directory }
+        Self {
+            mode,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+            kind: Kind::Directory,
+        }
     }
 
     /// A file of root's with `bytes` as content.
     pub fn bytes(mode: u16, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
-        let kind = Kind::File { size: bytes.len() as u64, digest: Digest::of(&bytes), content: Content::Bytes(bytes) };
-        Self { mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), kind }
+        let kind = Kind::File {
+            size: bytes.len() as u64,
+            digest: Digest::of(&bytes),
+            content: Content::Bytes(bytes),
+        };
+        Self {
+            mode,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+            kind,
+        }
     }
 
     /// A symbolic link of root's.
     pub fn symlink(target: impl Into<Vec<u8>>) -> Self {
-        Self { mode: 0o777, uid: 0, gid: 0, xattrs: BTreeMap::new(), kind: Kind::Symlink(target.into()) }
+        Self {
+            mode: 0o777,
+            uid: 0,
+            gid: 0,
+            xattrs: BTreeMap::new(),
+            kind: Kind::Symlink(target.into()),
+        }
     }
 }

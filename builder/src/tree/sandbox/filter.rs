@@ -103,6 +103,17 @@ const UNKNOWN: &[i64] = &[
     libc::SYS_clone3,
 ];
 
+/// Answered with success and not made: a build root that a power cut interrupts is thrown away, and dpkg waits for
+/// the disk several times per package.
+const NEEDLESS: &[i64] = &[
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_msync,
+    libc::SYS_sync,
+    libc::SYS_syncfs,
+    libc::SYS_sync_file_range,
+];
+
 /// `clone` flags that make namespaces (`linux/sched.h`: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET).
 const NAMESPACE_FLAGS: u32 = 0x7e02_0000;
 
@@ -177,6 +188,7 @@ fn program() -> Vec<libc::sock_filter> {
         (NOTIFIED, libc::SECCOMP_RET_USER_NOTIF),
         (FORBIDDEN, refuse(libc::EPERM)),
         (UNKNOWN, refuse(libc::ENOSYS)),
+        (NEEDLESS, refuse(0)),
     ];
     for (calls, action) in groups {
         for (index, call) in calls.iter().enumerate() {
@@ -257,6 +269,7 @@ mod tests {
                 call if NOTIFIED.contains(&call) => libc::SECCOMP_RET_USER_NOTIF,
                 call if FORBIDDEN.contains(&call) => libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
                 call if UNKNOWN.contains(&call) => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+                call if NEEDLESS.contains(&call) => libc::SECCOMP_RET_ERRNO,
                 _ => libc::SECCOMP_RET_ALLOW,
             };
             assert_eq!(verdict(ARCHITECTURE, number, 0), expected, "call {number}");
