@@ -1,6 +1,12 @@
 //! The baked containerd store against programs that others wrote: bbolt's own checker, and containerd 2.x of Ubuntu's
 //! archive, which must accept the store as its own. Needs root, and the tools that `tool` names.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start the programs that they compare with"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};

@@ -1,5 +1,11 @@
 //! The sandbox, from outside: each test runs real commands (busybox, or this test program itself) in it.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start the programs that they compare with"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::AsFd;
@@ -8,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kimage_builder::failure::{ExitCode, exit_code};
+use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::tree::TreePath;
 use kimage_builder::tree::sandbox::delta::{Change, delta};
 use kimage_builder::tree::sandbox::{Ending, Outcome, Owner, Owners, Sandbox, probe_by};
@@ -40,6 +46,7 @@ echo x > setuid; chown 0:42 setuid; chmod 4755 setuid
 echo x > cleared; chmod 6755 cleared; chown 0:42 cleared
 mknod null c 1 3; mknod fifo p; chown 0:16 fifo
 echo x > shadow; chown 0:42 shadow; echo y > shadow+; mv -f shadow+ shadow
+mkdir /etc; echo x > /etc/shadow; chown 0:42 /etc/shadow; echo x > /etc/shadow-; chown 0:0 /etc/shadow-; echo x > /etc/gshadow-
 echo x > packaged; chown 0:42 packaged; echo y > packaged.dpkg-new; mv -f packaged.dpkg-new packaged
 echo x > descriptor; chown 17:18 /dev/fd/3 3< descriptor
 mkdir -p /jail/bin /jail/etc; cp /bin/busybox /jail/bin
@@ -144,6 +151,9 @@ fn check_scenario(owners: &Owners) {
         ("jail/etc/link", (0, 0)),
         ("jail/etc/g", (23, 24)),
         ("etc/f", (0, 0)),
+        ("etc/shadow", (0, 42)),
+        ("etc/shadow-", (0, 42)),
+        ("etc/gshadow-", (0, 0)),
         ("tmp/elsewhere", (0, 0)),
     ];
     for (file, wanted) in expected {
@@ -573,6 +583,39 @@ fn the_probe_says_yes_where_the_sandbox_works() {
 }
 
 #[test]
+fn a_host_that_refuses_is_told_the_remedy() {
+    let [program, rest @ ..] = this_program("helper_is_refused");
+    // A user namespace that may have no others in it: what a locked-down host looks like.
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "sh", "-c", script, "sh"])
+        .arg(program)
+        .args(rest);
+    let output = command
+        .output()
+        .expect("this test needs unshare: install the package util-linux");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+#[ignore = "runs where namespaces are refused, started by a_host_that_refuses_is_told_the_remedy"]
+fn helper_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = probe_by(Path::new(KIMAGE), folder.path()).unwrap_err();
+    assert_eq!(exit_code(&error), ExitCode::Sandbox);
+    let hints: Vec<_> = hints(&error).collect();
+    assert!(
+        hints.len() == 1 && hints[0].contains("user.max_user_namespaces"),
+        "{hints:?}"
+    );
+}
+
+#[test]
 #[ignore = "started and killed by a_killed_caller_leaves_no_process"]
 fn helper_runs_for_ever() {
     let root = PathBuf::from(std::env::var_os("KIMAGE_TEST_ROOT").unwrap());
@@ -669,7 +712,7 @@ fn a_killed_caller_leaves_no_process() {
 }
 
 #[test]
-fn answering_a_call_is_cheap() {
+fn thousands_of_owners_are_all_recorded() {
     let root = Root::new();
     let (outcome, text) = root.script("mkdir /d; cd /d; i=0; while [ $i -lt 2000 ]; do : > f$i; i=$((i+1)); done; chown 0:0 f*; chown 1:1 f*");
     assert!(

@@ -161,6 +161,7 @@ impl Recorder {
                 }
             }
         }
+        inherit_backups(&mut owners);
         Ok(owners)
     }
 
@@ -190,6 +191,24 @@ impl Recorder {
         }
         owners.insert(path.clone(), owner);
         Ok(())
+    }
+}
+
+/// The password tools give their backups the owner that they see on the original, and they see 0:0 everywhere.
+fn inherit_backups(owners: &mut Owners) {
+    for name in [&b"shadow"[..], b"gshadow"] {
+        let folder = TreePath::root().join(b"etc");
+        let backup = folder.join(&[name, b"-"].concat());
+        let is_file = backup
+            .under(Path::new("/"))
+            .symlink_metadata()
+            .is_ok_and(|metadata| metadata.is_file());
+        if let Some(owner) = owners.get(&folder.join(name)).cloned()
+            && is_file
+            && owners.get(&backup).is_none()
+        {
+            owners.insert(backup, owner);
+        }
     }
 }
 
