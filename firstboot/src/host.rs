@@ -33,3 +33,25 @@ pub(crate) fn run(program: &str, arguments: &[&str], device: &Path, fine: &[i32]
         }
     }
 }
+
+/// Everything that `program` prints, on either stream, when it succeeds.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub(crate) fn output(program: &str, arguments: &[String]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/run");
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start `{program}`"))?;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if !output.status.success() {
+        let last = text.lines().last().unwrap_or("it said nothing");
+        bail!("`{program}` failed ({}): {last}", output.status);
+    }
+    Ok(text)
+}
+
+/// Writes a report to standard output, which systemd leads to the console and the journal.
+pub(crate) fn print(text: &str) {
+    use std::io::Write;
+
+    // A report that nobody reads is no reason to fail.
+    drop(std::io::stdout().lock().write_all(text.as_bytes()));
+}

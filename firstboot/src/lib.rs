@@ -2,6 +2,7 @@
 
 pub mod gpt;
 mod host;
+pub mod selftest;
 pub mod stage0;
 pub mod state;
 pub mod storage;
