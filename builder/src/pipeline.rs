@@ -86,6 +86,10 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     let scratch = store.scratch()?;
     let sealed = seal(order, &definition, &assembled, store, scratch.path(), progress)?;
     let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
+    for pattern in &unsigned.unmatched {
+        let kernel = &assembled.kernel.version;
+        progress.warn(&format!("images/{}/image.toml: stage0-hardware: kernel {kernel} has no module `{pattern}`", order.image));
+    }
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
     let disk = write_disks(order, &lock, &sealed, &signed, signer, staging.path(), progress)?;

@@ -26,6 +26,8 @@ pub struct UnsignedUki {
     pub version: String,
     /// The command line in it.
     pub command_line: String,
+    /// Patterns of `stage0-hardware` that no module of this kernel matches.
+    pub unmatched: Vec<String>,
 }
 
 /// Puts kernel, stage 0 and command line together. `init` is the stage 0 program.
@@ -49,7 +51,7 @@ pub fn uki(definition: &Definition, assembled: &Assembled, sealed: &SealedRoot, 
         section(SectionKind::Initrd, &initrd.bytes),
     ];
     let bytes = uki::assemble(&stub, &sections).context("put the UKI together")?;
-    Ok(UnsignedUki { bytes, version, command_line })
+    Ok(UnsignedUki { bytes, version, command_line, unmatched: initrd.unmatched })
 }
 
 fn version(epoch: u32, sealed: &SealedRoot) -> Result<String> {
