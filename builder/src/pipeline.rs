@@ -1,5 +1,7 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
+mod unchanged;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,7 @@ use crate::release::{self, names};
 use crate::sign::{Signer, authenticode, keys, ovmf_vars};
 use crate::store::Store;
 use crate::tree::{self, Assembled, Workshop};
+use unchanged::Key;
 
 /// Bytes of compressed blocks that the store keeps: some ten images.
 const BLOCK_CACHE: u64 = 3 << 30;
@@ -73,6 +76,11 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
+    let key = Key::new(order, &definition, &lock, signer.identity())?;
+    if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
+        progress.line(&format!("nothing changed since {} was built", order.output.join(&order.role).display()));
+        return Ok(manifest);
+    }
     inputs::fetch(&definition.image, &lock, &order.role, &order.mirrors, order.access.network, store, progress)?;
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
     let staging = Staging::begin(&order.output, &order.role)?;
@@ -97,6 +105,7 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     let bill = bill::of(&lock, &order.role, &assembled, &built)?;
     let manifest = finish(order, manifest, &bill, &signed, signer, staging.path())?;
     staging.publish()?;
+    key.remember(order, store)?;
     Ok(manifest)
 }
 
