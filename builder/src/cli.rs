@@ -126,7 +126,12 @@ pub struct Build {
     #[command(flatten)]
     pub image: ImageArgument,
     /// Disk formats, separated by commas
-    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "raw,qcow2")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "raw,qcow2"
+    )]
     pub format: Vec<DiskFormat>,
     /// Folder that gets the folder of the role
     #[arg(long, value_name = "OUT", default_value = "out", value_hint = ValueHint::DirPath)]

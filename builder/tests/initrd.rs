@@ -1,6 +1,9 @@
 //! The initrd, judged by cpio and modinfo.
 
-#![expect(clippy::unwrap_used, reason = "what these tests need and do not find ends them")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what these tests need and do not find ends them"
+)]
 
 use std::collections::BTreeMap;
 use std::path::Path;

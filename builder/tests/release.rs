@@ -75,7 +75,11 @@ fn manifest() -> Manifest {
             version: "6.8.0-149-generic".to_owned(),
             command_line: "console=ttyS0".to_owned(),
             authenticode: digest,
-            pcr11: Pcr11 { kernel: digest, sysinit: digest, ready: digest },
+            pcr11: Pcr11 {
+                kernel: digest,
+                sysinit: digest,
+                ready: digest,
+            },
         },
         partitions: vec![Partition {
             name: "esp".to_owned(),
