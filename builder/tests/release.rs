@@ -29,6 +29,7 @@ impl ReleaseKey {
                 key_exchange_key,
                 database,
                 release,
+                enrolment: None,
                 development: true,
             },
         }
