@@ -75,6 +75,10 @@ fn without_urls(package: &LockedPackage) -> Request {
     }
 }
 
+#[expect(
+    clippy::literal_string_with_formatting_args,
+    reason = "the definition's own template"
+)]
 fn snapshot_url(template: &str, epoch: u32) -> Result<String> {
     let time = Timestamp::from_second(i64::from(epoch)).context("the lock's epoch")?;
     Ok(template.replace("{time}", &time.strftime("%Y%m%dT%H%M%SZ").to_string()))

@@ -1,6 +1,11 @@
 //! Our squashfs images against squashfs-tools and the kernel (Debian and Ubuntu: squashfs-tools; run as root for the
 //! claims about owners and mounting).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "oracle/tool.rs"]
+mod oracle;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Cursor, Read};
@@ -11,8 +16,8 @@ use std::path::{Path, PathBuf};
 use kimage_builder::digest::Digest;
 use kimage_builder::partitions::squashfs::{BlockCache, Node, Options, Reader, write};
 use kimage_builder::progress::Progress;
-use kimage_builder::tool::Tool;
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
+use oracle::tool;
 use tempfile::TempDir;
 
 const MTIME: u32 = 1_700_000_000;
@@ -229,8 +234,9 @@ fn unsquashfs_finds_the_tree() {
     let tree = rich_tree(folder.path());
     let image = image_file(&tree, folder.path());
     let out = folder.path().join("out");
-    let tool = Tool::new("/usr/bin/unsquashfs").args(["-q", "-n", "-strict-errors", "-xattrs", "-d"]);
-    tool.arg(&out)
+    let child = tool("unsquashfs").args(["-q", "-n", "-strict-errors", "-xattrs", "-d"]);
+    child
+        .arg(&out)
         .arg(&image)
         .run()
         .expect("install squashfs-tools, run as root");
@@ -244,8 +250,9 @@ fn the_kernel_mounts_the_image_and_finds_the_tree() {
     let image = image_file(&tree, folder.path());
     let mount = folder.path().join("mount");
     fs::create_dir(&mount).unwrap();
-    let tool = Tool::new("/usr/bin/mount").args(["-t", "squashfs", "-o", "loop,ro"]);
-    tool.arg(&image)
+    let child = tool("mount").args(["-t", "squashfs", "-o", "loop,ro"]);
+    child
+        .arg(&image)
         .arg(&mount)
         .run()
         .expect("run as root on a kernel with loop devices and squashfs-zstd");
@@ -254,7 +261,7 @@ fn the_kernel_mounts_the_image_and_finds_the_tree() {
         // Looked up by name, through the index of the directory.
         assert!(!mount.join("many/a-rather-long-name-of-a-file-99999").exists());
     });
-    Tool::new("/usr/bin/umount").arg(&mount).run().unwrap();
+    tool("umount").arg(&mount).run().unwrap();
     result.unwrap();
 }
 
@@ -314,14 +321,15 @@ fn our_reader_reads_what_mksquashfs_writes() {
     let tree = rich_tree(folder.path());
     let (ours, unpacked, theirs) = (image_file(&tree, folder.path()), "unpacked", "theirs");
     let (unpacked, theirs) = (folder.path().join(unpacked), folder.path().join(theirs));
-    let tool = Tool::new("/usr/bin/unsquashfs")
+    let child = tool("unsquashfs")
         .args(["-q", "-n", "-xattrs", "-d"])
         .arg(&unpacked)
         .arg(&ours);
-    tool.run().expect("install squashfs-tools, run as root");
+    child.run().expect("install squashfs-tools, run as root");
     let make = |compression: &str| {
-        let tool = Tool::new("/usr/bin/mksquashfs").arg(&unpacked).arg(&theirs);
-        tool.args(["-comp", compression, "-noappend", "-quiet", "-no-progress"])
+        let child = tool("mksquashfs").arg(&unpacked).arg(&theirs);
+        child
+            .args(["-comp", compression, "-noappend", "-quiet", "-no-progress"])
             .run()
             .unwrap();
     };

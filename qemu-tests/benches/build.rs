@@ -5,6 +5,8 @@
 //! `cargo bench -p kimage-qemu-tests --bench build` (as root: mmdebstrap's fastest mode needs it). Inputs and
 //! components must be in the store: the first thing that runs is an ordinary build of all roles, which is not timed.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -14,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kimage_qemu_tests::{programs, workspace};
 
 const ROLES: [&str; 3] = ["worker", "control-plane", "etcd"];
 
@@ -90,19 +93,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("workspace")?
-            .to_owned();
-        run(command("cargo")
-            .args(["build", "--release", "--bin", "kimage"])
-            .current_dir(&workspace))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
         let scratch = tempfile::Builder::new().prefix("kimage-bench-").tempdir()?;
         Ok(Self {
-            kimage: target.join("release/kimage"),
+            kimage: programs::kimage()?,
             output: scratch.path().join("out"),
-            workspace,
+            workspace: workspace(),
             scratch,
         })
     }
