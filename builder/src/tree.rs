@@ -8,6 +8,7 @@
 mod assemble;
 pub mod bake;
 pub mod configure;
+pub mod containerd;
 pub mod control;
 pub mod deb;
 pub mod dpkg;
@@ -16,7 +17,6 @@ pub mod kernel;
 pub mod layer;
 pub mod leave_out;
 pub mod normalise;
-pub mod containerd;
 pub mod sandbox;
 pub mod scan;
 pub mod units;

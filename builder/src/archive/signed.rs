@@ -178,7 +178,9 @@ fn timestamp(date: &str) -> Result<Timestamp> {
         other => other.to_owned(),
     });
     let text = words.collect::<Vec<_>>().join(" ");
-    rfc2822::DateTimeParser::new().parse_timestamp(&text).with_context(|| format!("date `{date}`"))
+    rfc2822::DateTimeParser::new()
+        .parse_timestamp(&text)
+        .with_context(|| format!("date `{date}`"))
 }
 
 fn check_dates(release: Release, text: &str, what: &str, now: Timestamp) -> Result<Release> {
@@ -210,7 +212,11 @@ mod tests {
     #[test]
     fn dates_are_read_as_archives_write_them() {
         let expected: Timestamp = "2026-11-20T02:27:59Z".parse().unwrap();
-        for date in ["Fri, 20 Nov 2026  2:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 +0000"] {
+        for date in [
+            "Fri, 20 Nov 2026  2:27:59 UTC",
+            "Fri, 20 Nov 2026 02:27:59 UTC",
+            "Fri, 20 Nov 2026 02:27:59 +0000",
+        ] {
             assert_eq!(timestamp(date).unwrap(), expected, "{date}");
         }
         assert!(timestamp("yesterday").is_err());

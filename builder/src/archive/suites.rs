@@ -12,8 +12,8 @@ use super::signed::{self, Keyring, Release};
 use crate::definition::Image;
 use crate::definition::image::Suite;
 use crate::digest::Digest;
-use crate::failure::{ExitCode, Failure};
 use crate::download::{self, Network, Request};
+use crate::failure::{ExitCode, Failure};
 use crate::progress::Progress;
 use crate::store::Store;
 

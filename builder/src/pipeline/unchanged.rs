@@ -32,7 +32,12 @@ struct Stamp {
 
 impl Key {
     /// The key of `order`: this program, the lock, the definition and its files, the components, the public keys.
-    pub(super) fn new(order: &Order, definition: &Definition, lock: &Lock, identity: &Identity) -> Result<Self> {
+    pub(super) fn new(
+        order: &Order,
+        definition: &Definition,
+        lock: &Lock,
+        identity: &Identity,
+    ) -> Result<Self> {
         let mut hasher = Hasher::new();
         let program = std::env::current_exe().context("find this program")?;
         hasher.field(Digest::of_file(&program)?.0.as_bytes());
@@ -49,7 +54,11 @@ impl Key {
             hasher.field(format!("{:?}", component.manifest).as_bytes());
             hasher.field(components::content_key(component, lock)?.as_bytes());
         }
-        for part in [&identity.platform_key, &identity.key_exchange_key, &identity.database] {
+        for part in [
+            &identity.platform_key,
+            &identity.key_exchange_key,
+            &identity.database,
+        ] {
             hasher.field(part);
         }
         hasher.field(&identity.release);
@@ -62,7 +71,8 @@ impl Key {
     /// The manifest of the finished release, if it is still what was written.
     pub(super) fn find(&self, order: &Order, store: &Store) -> Option<Manifest> {
         let place = place(order).ok()?;
-        let stamp: Stamp = serde_json::from_slice(&std::fs::read(self.file(&place, store).ok()?).ok()?).ok()?;
+        let stamp: Stamp =
+            serde_json::from_slice(&std::fs::read(self.file(&place, store).ok()?).ok()?).ok()?;
         if Stamp::of(&place).ok()? != stamp {
             return None;
         }
@@ -81,14 +91,18 @@ impl Key {
 
     fn file(&self, place: &Path, store: &Store) -> Result<PathBuf> {
         let mut hasher = Hasher::new();
-        hasher.field(self.0.as_bytes()).field(place.as_os_str().as_encoded_bytes());
+        hasher
+            .field(self.0.as_bytes())
+            .field(place.as_os_str().as_encoded_bytes());
         Ok(store.cache(CACHE)?.join(hasher.finish().to_string()))
     }
 }
 
 fn place(order: &Order) -> Result<PathBuf> {
     let place = order.output.join(&order.role);
-    place.canonicalize().with_context(|| format!("find {}", place.display()))
+    place
+        .canonicalize()
+        .with_context(|| format!("find {}", place.display()))
 }
 
 impl Stamp {
@@ -101,14 +115,19 @@ impl Stamp {
             files.push((name, data.size(), data.ino(), data.ctime(), data.ctime_nsec()));
         }
         files.sort();
-        Ok(Self { place: place.to_owned(), files })
+        Ok(Self {
+            place: place.to_owned(),
+            files,
+        })
     }
 }
 
 /// Names, permissions and contents below `folder`, in order; an absent folder adds its absence.
 fn add_folder(hasher: &mut Hasher, folder: &Path) -> Result<()> {
     let mut names: Vec<PathBuf> = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?,
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error).with_context(|| format!("list {}", folder.display())),
     };
@@ -121,11 +140,18 @@ fn add_folder(hasher: &mut Hasher, folder: &Path) -> Result<()> {
             hasher.field(b"folder");
             add_folder(hasher, &path)?;
         } else if data.is_symlink() {
-            hasher.field(b"link").field(std::fs::read_link(&path)?.as_os_str().as_encoded_bytes());
+            hasher
+                .field(b"link")
+                .field(std::fs::read_link(&path)?.as_os_str().as_encoded_bytes());
         } else {
             let executable = data.mode() & 0o111 != 0;
             hasher.field(if executable { b"program" } else { b"file   " });
-            hasher.field(Digest::of_file(&path).with_context(|| format!("read {}", path.display()))?.0.as_bytes());
+            hasher.field(
+                Digest::of_file(&path)
+                    .with_context(|| format!("read {}", path.display()))?
+                    .0
+                    .as_bytes(),
+            );
         }
     }
     Ok(())

@@ -129,8 +129,16 @@ pub fn assemble(
 
 /// The folders whose files a definition adds as they are, in the order in which a later one wins.
 pub fn definition_folders(definition: &Definition) -> Vec<PathBuf> {
-    let mut folders = vec![definition.image.folder.join("rootfs"), definition.role.folder.join("files")];
-    folders.extend(definition.components.iter().map(|component| component.folder.join("rootfs")));
+    let mut folders = vec![
+        definition.image.folder.join("rootfs"),
+        definition.role.folder.join("files"),
+    ];
+    folders.extend(
+        definition
+            .components
+            .iter()
+            .map(|component| component.folder.join("rootfs")),
+    );
     folders
 }
 
