@@ -5,6 +5,7 @@ mod completion;
 mod doctor;
 mod keys;
 mod lock;
+mod verify;
 mod vendor;
 
 use std::io::{self, Write};
@@ -76,7 +77,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Build(arguments) => build::run(&arguments, &context),
         Command::Lock(arguments) => lock::run(&arguments, &context),
         Command::Vendor(arguments) => vendor::run(&arguments, &context),
-        Command::Verify(_) => bail!("`kimage verify` is not wired yet"),
+        Command::Verify(arguments) => verify::run(&arguments, &context),
         Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
         Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
