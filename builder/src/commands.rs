@@ -6,6 +6,7 @@ mod doctor;
 mod keys;
 mod lock;
 mod vendor;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -76,7 +77,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Build(arguments) => build::run(&arguments, &context),
         Command::Lock(arguments) => lock::run(&arguments, &context),
         Command::Vendor(arguments) => vendor::run(&arguments, &context),
-        Command::Verify(_) => bail!("`kimage verify` is not wired yet"),
+        Command::Verify(arguments) => verify::run(&arguments, &context),
         Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
         Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
