@@ -4,6 +4,5 @@
 pub mod accelerator;
 pub mod console;
 pub mod control;
-pub mod firmware;
 pub mod images;
 pub mod machine;
