@@ -5,6 +5,7 @@ mod completion;
 mod doctor;
 mod keys;
 mod lock;
+mod run;
 mod vendor;
 mod verify;
 
@@ -81,7 +82,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
         Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
-        Command::Run(_) => bail!("`kimage run` is not wired yet"),
+        Command::Run(arguments) => run::run(&arguments, &context),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),
         Command::Completion(arguments) => completion::run(&arguments),
     }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 pub mod accelerator;
 pub mod console;
 pub mod control;
-pub mod firmware;
 pub mod images;
 pub mod machine;
 pub mod packages;
