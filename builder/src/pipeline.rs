@@ -1,5 +1,7 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
+pub mod rebuild;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
