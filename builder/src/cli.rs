@@ -336,12 +336,12 @@ mod tests {
 
     #[test]
     fn formats_are_separated_by_commas() {
-        let cli = Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2,gce"])
+        let cli = Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2"])
             .unwrap();
         let Command::Build(build) = cli.command else {
             panic!("not a build")
         };
-        assert_eq!(build.format, [Format::Raw, Format::Qcow2, Format::Gce]);
+        assert_eq!(build.format, [DiskFormat::Raw, DiskFormat::Qcow2]);
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Ve
 pub fn files(old: &Reader<File>, new: &Reader<File>, times: bool) -> Result<Vec<FileChange>> {
     let (mut before, mut after) = (old.entries().peekable(), new.entries().peekable());
     let mut changes = Vec::new();
-    let whole = |path: &TreePath, change| FileChange { path: format!("/{path}"), change, differs: Vec::new() };
+    let whole = |path: &TreePath, change| FileChange { path: path.to_string(), change, differs: Vec::new() };
     loop {
         let order = match (before.peek(), after.peek()) {
             (None, None) => return Ok(changes),
@@ -179,9 +179,9 @@ pub fn files(old: &Reader<File>, new: &Reader<File>, times: bool) -> Result<Vec<
             (Some((path, _)), None) => changes.push(whole(&path, Move::Removed)),
             (None, Some((path, _))) => changes.push(whole(&path, Move::Added)),
             (Some((path, one)), Some((_, other))) => {
-                let differs = differs((old, &one), (new, &other), times).with_context(|| format!("compare /{path}"))?;
+                let differs = differs((old, &one), (new, &other), times).with_context(|| format!("compare {path}"))?;
                 if !differs.is_empty() {
-                    changes.push(FileChange { path: format!("/{path}"), change: Move::Changed, differs });
+                    changes.push(FileChange { path: path.to_string(), change: Move::Changed, differs });
                 }
             }
             (None, None) => {}
