@@ -2,7 +2,9 @@
 
 mod build;
 mod completion;
+mod diff;
 mod doctor;
+mod inspect;
 mod keys;
 mod lock;
 mod run;
@@ -79,8 +81,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Lock(arguments) => lock::run(&arguments, &context),
         Command::Vendor(arguments) => vendor::run(&arguments, &context),
         Command::Verify(arguments) => verify::run(&arguments, &context),
-        Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
-        Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
         Command::Run(arguments) => run::run(&arguments, &context),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),

@@ -5,6 +5,7 @@ pub mod bill;
 pub mod checksums;
 pub mod contents;
 pub mod cyclonedx;
+pub mod difference;
 pub mod folder;
 pub mod manifest;
 pub mod pcr;

@@ -8,6 +8,8 @@ mod disk;
 mod documents;
 mod files;
 mod findings;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::fs::File;

@@ -157,10 +157,10 @@ fn all_files(subject: &Subject<'_>, reader: &Reader<File>) -> Result<((), String
         let Node::File(content) = &metadata.kind else {
             continue;
         };
-        let mut file = reader.file(content).with_context(|| format!("read /{path}"))?;
-        let read = io::copy(&mut file, &mut io::sink()).with_context(|| format!("read /{path}"))?;
+        let mut file = reader.file(content).with_context(|| format!("read {path}"))?;
+        let read = io::copy(&mut file, &mut io::sink()).with_context(|| format!("read {path}"))?;
         if read != content.size() {
-            bail!("/{path} has {read} bytes, its inode says {}", content.size());
+            bail!("{path} has {read} bytes, its inode says {}", content.size());
         }
         bytes += read;
     }

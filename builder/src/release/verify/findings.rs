@@ -45,7 +45,8 @@ impl Findings {
         &self.list
     }
 
-    pub(super) fn warn(&mut self, check: &str, detail: impl Into<String>) {
+    /// Adds something that deserves a look.
+    pub fn warn(&mut self, check: &str, detail: impl Into<String>) {
         self.add(check, State::Warning, detail.into());
     }
 
@@ -55,7 +56,7 @@ impl Findings {
     }
 
     /// Takes the outcome of a check of what the signed bytes claim.
-    pub(super) fn claim<T>(&mut self, check: &str, outcome: Result<(T, String)>) -> Option<T> {
+    pub fn claim<T>(&mut self, check: &str, outcome: Result<(T, String)>) -> Option<T> {
         self.take(check, State::Contradiction, outcome)
     }
 
