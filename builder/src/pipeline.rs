@@ -1,5 +1,7 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
+mod unchanged;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,7 @@ use crate::release::{self, names};
 use crate::sign::{Signer, authenticode, keys, ovmf_vars};
 use crate::store::Store;
 use crate::tree::{self, Assembled, Workshop};
+use unchanged::Key;
 
 /// Bytes of compressed blocks that the store keeps: some ten images.
 const BLOCK_CACHE: u64 = 3 << 30;
@@ -73,6 +76,14 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
+    let key = Key::new(order, &definition, &lock, signer.identity())?;
+    if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
+        progress.line(&format!(
+            "nothing changed since {} was built",
+            order.output.join(&order.role).display()
+        ));
+        return Ok(manifest);
+    }
     inputs::fetch(
         &definition.image,
         &lock,
@@ -100,6 +111,13 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     let scratch = store.scratch()?;
     let sealed = seal(order, &definition, &assembled, store, scratch.path(), progress)?;
     let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
+    for pattern in &unsigned.unmatched {
+        let kernel = &assembled.kernel.version;
+        progress.warn(&format!(
+            "images/{}/image.toml: stage0-hardware: kernel {kernel} has no module `{pattern}`",
+            order.image
+        ));
+    }
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
     let disk = write_disks(order, &lock, &sealed, &signed, signer, staging.path(), progress)?;
@@ -117,6 +135,7 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     let bill = bill::of(&lock, &order.role, &assembled, &built)?;
     let manifest = finish(order, manifest, &bill, &signed, signer, staging.path())?;
     staging.publish()?;
+    key.remember(order, store)?;
     Ok(manifest)
 }
 

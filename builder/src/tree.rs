@@ -24,7 +24,7 @@ pub mod unpack;
 pub mod users;
 mod value;
 
-pub use assemble::{Assembled, Baked, InstalledPackage, Options, assemble, fingerprint};
+pub use assemble::{Assembled, Baked, InstalledPackage, Options, assemble, definition_folders, fingerprint};
 pub use kernel::Kernel;
 pub use layer::Workshop;
 pub use value::{Content, Entry, Kind, Tree, TreePath};

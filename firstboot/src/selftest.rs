@@ -3,6 +3,7 @@
 //! only when asked for (`systemd.wants=kimage-selftest.service` on the kernel command line, or by hand).
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use kimage_roles::role::{MAX_ROLE, ROLE_PATH, Role};
@@ -11,6 +12,9 @@ use crate::host;
 
 /// Begins every line, so that a reader of the console finds them.
 const PREFIX: &str = "kimage-selftest:";
+
+/// How often this state partition has seen a self-test: tells a kept state from a fresh one.
+const COUNTER: &str = "/var/lib/kimage/self-tests";
 
 /// The outcome of one check.
 struct Check {
@@ -26,6 +30,10 @@ pub fn run() -> Result<()> {
     checks.push(Check {
         what: "no unit has failed".to_owned(),
         outcome: failed_units(),
+    });
+    checks.push(Check {
+        what: "/var keeps what is written".to_owned(),
+        outcome: count_on_state(Path::new(COUNTER)),
     });
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     let mut report = format!(
@@ -110,9 +118,42 @@ fn failed_units() -> Result<String> {
     Ok("0".to_owned())
 }
 
+/// Adds one to the number in `file`, durably.
+fn count_on_state(file: &Path) -> Result<String> {
+    let before = match std::fs::read_to_string(file) {
+        Ok(text) => text
+            .trim()
+            .parse::<u64>()
+            .with_context(|| format!("{} holds no number", file.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    let count = before.saturating_add(1);
+    let beside = file.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut out = std::fs::File::create(&beside)?;
+        std::io::Write::write_all(&mut out, format!("{count}\n").as_bytes())?;
+        out.sync_all()?;
+        std::fs::rename(&beside, file)?;
+        std::fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().with_context(|| format!("write {}", file.display()))?;
+    Ok(format!("self-test {count} on this state"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::version_line;
+    use super::{count_on_state, version_line};
+
+    #[test]
+    fn the_counter_goes_on_and_refuses_what_is_no_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("self-tests");
+        assert_eq!(count_on_state(&file).unwrap(), "self-test 1 on this state");
+        assert_eq!(count_on_state(&file).unwrap(), "self-test 2 on this state");
+        std::fs::write(&file, "many").unwrap();
+        assert!(count_on_state(&file).is_err());
+    }
 
     #[test]
     fn a_version_counts_only_as_a_whole_word() {

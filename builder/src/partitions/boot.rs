@@ -26,6 +26,8 @@ pub struct UnsignedUki {
     pub version: String,
     /// The command line in it.
     pub command_line: String,
+    /// Patterns of `stage0-hardware` that no module of this kernel matches.
+    pub unmatched: Vec<String>,
 }
 
 /// Puts kernel, stage 0 and command line together. `init` is the stage 0 program.
@@ -68,6 +70,7 @@ pub fn uki(
         bytes,
         version,
         command_line,
+        unmatched: initrd.unmatched,
     })
 }
 
