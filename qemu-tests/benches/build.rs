@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kimage_qemu_tests::{programs, workspace};
+use kimage_qemu_tests::images::{self, workspace};
 
 const ROLES: [&str; 3] = ["worker", "control-plane", "etcd"];
 
@@ -95,9 +95,9 @@ impl Bench {
     fn new() -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("kimage-bench-").tempdir()?;
         Ok(Self {
-            kimage: programs::kimage()?,
+            kimage: images::kimage()?.to_owned(),
             output: scratch.path().join("out"),
-            workspace: workspace(),
+            workspace: workspace().to_owned(),
             scratch,
         })
     }

@@ -26,9 +26,12 @@ fn build_kimage() -> Result<PathBuf> {
         .args(["build", "--release", "--locked", "--bin", "kimage"])
         .current_dir(workspace());
     finish(cargo.stderr(Stdio::inherit()))?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    Ok(target.join("release/kimage"))
+    Ok(target().join("release/kimage"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
 /// The release folder of `role` on base `image`, below `target/images`. Its keys are those of [`keys`].

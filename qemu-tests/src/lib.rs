@@ -1,8 +1,6 @@
 //! The bench on which images boot: a [`machine::Machine`] is one QEMU process with its console and its control
 //! socket. [`packages`] and [`programs`] are what tests work on. The claims about images are in `tests/`.
 
-use std::path::PathBuf;
-
 pub mod accelerator;
 pub mod console;
 pub mod control;
@@ -10,10 +8,3 @@ pub mod images;
 pub mod machine;
 pub mod packages;
 pub mod programs;
-
-/// The folder of the whole project.
-pub fn workspace() -> PathBuf {
-    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    folder.pop();
-    folder
-}

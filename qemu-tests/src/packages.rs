@@ -13,7 +13,7 @@ use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 use kimage_builder::tool::Tool;
 
-use crate::workspace;
+use crate::images::workspace;
 
 /// An image's lock and the store that holds what it names.
 pub struct Locked {
@@ -27,7 +27,7 @@ pub struct Locked {
 impl Locked {
     /// The lock of `image` (`ubuntu-24.04`).
     pub fn of(image: &str) -> Result<Self> {
-        let image = definition::load_image(&workspace(), image)?.image;
+        let image = definition::load_image(workspace(), image)?.image;
         let lock = lock::load(&image)?.with_context(|| format!("{} has no lock", image.name))?;
         let store = Store::open(&Store::default_root()?)?;
         Ok(Self { image, lock, store })

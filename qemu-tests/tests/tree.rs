@@ -24,8 +24,8 @@ use kimage_builder::tree::leave_out::LeaveOuts;
 use kimage_builder::tree::{
     Assembled, Baked, Content, Entry, Kind, Options, Tree, TreePath, Workshop, assemble, fingerprint,
 };
+use kimage_qemu_tests::images::kimage;
 use kimage_qemu_tests::packages::Locked;
-use kimage_qemu_tests::programs::kimage;
 
 const EPOCH: u32 = 1_795_132_800;
 
@@ -191,7 +191,7 @@ const PROGRAM: &str = "KIMAGE_TEST_PROGRAM";
 
 fn program() -> PathBuf {
     static PROGRAM_PATH: OnceLock<PathBuf> = OnceLock::new();
-    let find = || std::env::var_os(PROGRAM).map_or_else(|| kimage().unwrap(), PathBuf::from);
+    let find = || std::env::var_os(PROGRAM).map_or_else(|| kimage().unwrap().to_owned(), PathBuf::from);
     PROGRAM_PATH.get_or_init(find).clone()
 }
 
