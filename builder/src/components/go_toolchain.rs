@@ -45,7 +45,7 @@ pub(super) fn find(
 }
 
 /// The compiler from the proxy, unpacked in the store: the artifact's folder.
-pub(super) fn fetched(
+fn fetched(
     pin: &LockedToolchain,
     store: &Store,
     access: &Access,
