@@ -248,10 +248,10 @@ fn build_go(
 ) -> Result<Products> {
     let toolchain = go_toolchain::find(bench.toolchain("go")?, bench.store, bench.access, bench.progress)?;
     let workspace = go::Workspace::new(component, source, &toolchain, bench.store)?;
-    let resolved = workspace.resolve(bench.access, bench.progress)?;
+    let packages = workspace.resolve(bench.access, bench.progress)?;
     let task = bench
         .progress
-        .task(&format!("build {}", component.name), Some(resolved.packages));
+        .task(&format!("build {}", component.name), Some(packages));
     let mut products = Products::default();
     for (index, binary) in source.binary.iter().enumerate() {
         let file = index.to_string();

@@ -25,7 +25,8 @@ pub(super) fn run(arguments: &Run, context: &Context) -> Result<()> {
     let firmware = Firmware::find(true)?;
     let accelerator = accelerator(arguments.accel, context)?;
 
-    let scratch = context.store()?.scratch()?;
+    let store = context.store()?;
+    let scratch = store.scratch()?;
     let own_vars = scratch.path().join(names::OVMF_VARS);
     let copied = File::open(&vars).and_then(|mut from| {
         // Not `fs::copy`: a read-only release must not make a read-only variable store.
