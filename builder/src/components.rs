@@ -10,7 +10,6 @@ mod module_hash;
 mod overlay;
 mod registry;
 mod release;
-mod vendor;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -26,7 +25,6 @@ use crate::failure::{ExitCode, Failure};
 use crate::lock::{Lock, LockedToolchain};
 use crate::progress::Progress;
 use crate::store::Store;
-pub use vendor::vendor_files;
 
 /// Changes when the same definition gives other bytes than before.
 const RECIPE: u32 = 1;
@@ -186,6 +184,12 @@ pub fn build(
     Ok(built)
 }
 
+/// Kind and key of the store's artifacts that hold `components` as built: all that another machine needs of them.
+pub fn artifacts(components: &[Component], lock: &Lock) -> Result<Vec<(String, Digest)>> {
+    let artifact = |component| Ok((ARTIFACT.to_owned(), content_key(component, lock)?));
+    components.iter().map(artifact).collect()
+}
+
 /// The artifact key of a component: everything that determines its bytes.
 pub fn content_key(component: &Component, lock: &Lock) -> Result<Digest> {
     let mut hasher = Hasher::new();
@@ -244,10 +248,10 @@ fn build_go(
 ) -> Result<Products> {
     let toolchain = go_toolchain::find(bench.toolchain("go")?, bench.store, bench.access, bench.progress)?;
     let workspace = go::Workspace::new(component, source, &toolchain, bench.store)?;
-    let resolved = workspace.resolve(bench.access, bench.progress)?;
+    let packages = workspace.resolve(bench.access, bench.progress)?;
     let task = bench
         .progress
-        .task(&format!("build {}", component.name), Some(resolved.packages));
+        .task(&format!("build {}", component.name), Some(packages));
     let mut products = Products::default();
     for (index, binary) in source.binary.iter().enumerate() {
         let file = index.to_string();

@@ -11,8 +11,21 @@ use crate::progress::Progress;
 use crate::store::Store;
 
 /// What to fetch for an image: all packages of `roles`, each from every mirror of its suite and, last, from the
-/// snapshot at the lock's time.
-pub fn requests(image: &Image, lock: &Lock, roles: &[&str], given: &[String]) -> Result<Vec<Request>> {
+/// snapshot at the lock's time. Offline from nowhere: then no mirror is needed, and a host without apt sources must be
+/// able to build.
+pub fn requests(
+    image: &Image,
+    lock: &Lock,
+    roles: &[&str],
+    given: &[String],
+    network: Network,
+) -> Result<Vec<Request>> {
+    let wanted = |package: &&LockedPackage| {
+        package.base || package.roles.iter().any(|role| roles.contains(&role.as_str()))
+    };
+    if network == Network::Offline {
+        return Ok(lock.package.iter().filter(wanted).map(without_urls).collect());
+    }
     let archive = &image.manifest.archive;
     let snapshot = archive
         .snapshot
@@ -24,9 +37,6 @@ pub fn requests(image: &Image, lock: &Lock, roles: &[&str], given: &[String]) ->
         let mirrors = mirrors::of(archive, suite, given)?;
         places.push((&suite.name, mirrors.and(snapshot.clone())));
     }
-    let wanted = |package: &&LockedPackage| {
-        package.base || package.roles.iter().any(|role| roles.contains(&role.as_str()))
-    };
     let request = |package: &LockedPackage| {
         let (_, mirrors) = places
             .iter()
@@ -57,11 +67,7 @@ pub fn fetch(
     store: &Store,
     progress: &Progress,
 ) -> Result<()> {
-    // Without a network no mirror is needed, and a host without apt sources must be able to build.
-    let requests = match network {
-        Network::Online => requests(image, lock, &[role], given)?,
-        Network::Offline => lock.packages_of(role).map(without_urls).collect(),
-    };
+    let requests = requests(image, lock, &[role], given, network)?;
     download::fetch(&requests, store, network, progress)
 }
 

@@ -1,5 +1,6 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
+pub mod rebuild;
 mod unchanged;
 
 use std::fs::File;

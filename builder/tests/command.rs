@@ -40,7 +40,7 @@ fn wrong_usage_is_exit_code_2_and_help_is_0() {
 
 #[test]
 fn an_error_names_its_cause_and_its_remedy() {
-    let output = kimage(&["doctor", "--quiet"]);
+    let output = kimage(&["doctor", "--quiet", "--offline"]);
     assert!(
         text(&output.stdout).contains("neither XDG_CACHE_HOME nor HOME"),
         "{output:?}"
@@ -97,6 +97,152 @@ fn a_vendor_file_is_imported_and_a_damaged_one_is_exit_code_5() {
     bytes[place] = b'S';
     std::fs::write(&file, bytes).unwrap();
     assert_eq!(import(&file).status.code(), Some(5));
+}
+
+/// A release folder as far as `kimage run` looks into it before it boots.
+fn release() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["disk.raw", "ovmf-vars.fd"] {
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        file.set_len(528 << 10).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn run_names_what_is_missing() {
+    let empty = tempfile::tempdir().unwrap();
+    let output = kimage(&["run", empty.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("holds no disk.raw\nhint: ") && error.contains("kimage build"),
+        "{error}"
+    );
+
+    let release = release();
+    std::fs::remove_file(release.path().join("ovmf-vars.fd")).unwrap();
+    let output = kimage(&["run", release.path().to_str().unwrap()]);
+    assert!(
+        text(&output.stderr).contains("holds no ovmf-vars.fd"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn run_without_qemu_names_its_packages() {
+    let release = release();
+    let output = Tool::new(env!("CARGO_BIN_EXE_kimage"))
+        .args(["run", release.path().to_str().unwrap()])
+        .env("PATH", release.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("`qemu-system-x86_64` is not on the PATH"),
+        "{error}"
+    );
+    assert!(
+        error.contains("hint: ") && error.contains("apt-get install qemu-system-x86"),
+        "{error}"
+    );
+}
+
+/// Runs `kimage run` with a QEMU that writes its arguments to a file, overwrites the disk's start, and ends with `status`.
+fn run_with_fake_qemu(status: u8, more: &[&str]) -> (Output, String, tempfile::TempDir) {
+    use std::os::unix::fs::PermissionsExt;
+
+    let release = release();
+    let program = release.path().join("qemu-system-x86_64");
+    let arguments = release.path().join("arguments");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" > {}\nfor word; do case $word in *id=disk0,*) disk=${{word#*file=}} ;; esac; done\n\
+         printf changed | dd of=${{disk%%,*}} conv=notrunc 2> /dev/null\nexit {status}\n",
+        arguments.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Tool::new(env!("CARGO_BIN_EXE_kimage"))
+        .args(["run", release.path().to_str().unwrap(), "--accel", "tcg"])
+        .args(["--store", release.path().join("store").to_str().unwrap()])
+        .args(more)
+        .env("PATH", format!("{}:/usr/bin:/bin", release.path().display()))
+        .output()
+        .unwrap();
+    (
+        output,
+        std::fs::read_to_string(arguments).unwrap_or_default(),
+        release,
+    )
+}
+
+#[test]
+fn run_leaves_the_release_as_it_is_and_nothing_behind() {
+    let (output, arguments, release) = run_with_fake_qemu(0, &["--disk-size", "1G", "--cpus", "3"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for expected in [
+        "q35,smm=on",
+        "-smp 3",
+        "-accel tcg",
+        "-serial mon:stdio",
+        "unit=1,file=",
+    ] {
+        assert!(arguments.contains(expected), "{expected}: {arguments}");
+    }
+    let disk = std::fs::read(release.path().join("disk.raw")).unwrap();
+    assert!(
+        disk.iter().all(|byte| *byte == 0),
+        "the disk of the release was written to"
+    );
+    let left = std::fs::read_dir(release.path().join("store/scratch"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0, "the machine's disk stays behind");
+}
+
+#[test]
+fn a_kept_disk_has_what_the_machine_wrote() {
+    let kept = tempfile::tempdir().unwrap();
+    let disk = kept.path().join("machine.raw");
+    let keep = ["--keep", disk.to_str().unwrap()];
+    let (output, arguments, _release) = run_with_fake_qemu(0, &keep);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(
+        arguments.contains(&format!("file={},format=raw,cache=writeback", disk.display())),
+        "{arguments}"
+    );
+    let mut start = [0; 7];
+    std::io::Read::read_exact(&mut std::fs::File::open(&disk).unwrap(), &mut start).unwrap();
+    assert_eq!(&start, b"changed");
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), (528 << 10) + (8 << 30));
+    assert_eq!(std::fs::read_dir(kept.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_qemu_that_fails_is_an_error() {
+    let (output, _, _release) = run_with_fake_qemu(1, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("QEMU ended with exit status: 1"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn doctor_outside_a_workspace_says_that_archives_are_not_checked() {
+    let (store, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let output = Tool::new(env!("CARGO_BIN_EXE_kimage"))
+        .args(["doctor", "--store", store.path().to_str().unwrap()])
+        .inherit(&["PATH"])
+        .directory(here.path())
+        .output()
+        .unwrap();
+    assert!(
+        text(&output.stderr).contains("archives are not checked"),
+        "{output:?}"
+    );
+    assert!(!text(&output.stdout).contains("InRelease"), "{output:?}");
 }
 
 #[test]

@@ -4,7 +4,6 @@
 pub mod accelerator;
 pub mod console;
 pub mod control;
-pub mod firmware;
 pub mod images;
 pub mod machine;
 pub mod packages;

@@ -54,7 +54,7 @@ impl Locked {
                 .iter()
                 .filter_map(|request| request.role.as_deref())
                 .collect();
-            let mut requests = inputs::requests(&self.image, &self.lock, &roles, &[])?;
+            let mut requests = inputs::requests(&self.image, &self.lock, &roles, &[], Network::Online)?;
             requests.retain(|request| absent.contains(&request.digest));
             download::fetch(&requests, &self.store, Network::Online, &Progress::silent())?;
         }

@@ -12,9 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use kimage_builder::release::manifest::Manifest;
-use kimage_qemu_tests::firmware::Firmware;
 use kimage_qemu_tests::images::release;
-use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Format, Machine};
+use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Firmware, Format, Machine};
 
 /// Generous: emulated, on two cores that also compile, a boot takes a minute or two.
 const DEADLINE: Duration = Duration::from_secs(420);

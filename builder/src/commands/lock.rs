@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
     )?;
     let pins = match &old {
         Some(old) if !arguments.update => Pins::Keep(old),
-        _ => Pins::Newest,
+        old => Pins::Newest(old.as_ref()),
     };
     let toolchains = definition.toolchains.as_ref();
     let new = lock::resolve(
@@ -79,6 +79,9 @@ struct Listed<'a> {
 }
 
 fn list(definition: &definition::ImageDefinition, arguments: &Arguments, context: &Context) -> Result<()> {
+    for role in &arguments.role {
+        definition.role(role)?;
+    }
     let store = context.store()?;
     let toolchains = definition.toolchains.as_ref();
     let lock: Lock = lock::load_fresh(

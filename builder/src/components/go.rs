@@ -83,8 +83,8 @@ impl<'a> Workspace<'a> {
     }
 
     /// Fetches every module that the programs need and replaces the overlaid packages. Returns the packages'
-    /// number and the modules.
-    pub(super) fn resolve(&self, access: &Access, progress: &Progress) -> Result<Resolved> {
+    /// number.
+    pub(super) fn resolve(&self, access: &Access, progress: &Progress) -> Result<u64> {
         let task = progress.task(&format!("fetch modules of {}", self.component.name), None);
         let proxy = match access.network {
             Network::Offline => "off".to_owned(),
@@ -97,7 +97,7 @@ impl<'a> Workspace<'a> {
         let mut list =
             self.tool(&proxy)
                 .inherit(NETWORK_VARIABLES)
-                .args(["list", "-deps", "-json=ImportPath,Module"]);
+                .args(["list", "-deps", "-json=ImportPath"]);
         list = list
             .args(self.tags())
             .args(self.go.binary.iter().map(|binary| &binary.package));
@@ -106,7 +106,7 @@ impl<'a> Workspace<'a> {
             return Err(self.explain("fetch the modules", &finished.stderr));
         }
         task.done();
-        Resolved::parse(&finished.stdout)
+        count_packages(&finished.stdout)
     }
 
     /// One module's folder in the module cache.
@@ -232,47 +232,14 @@ impl<'a> Workspace<'a> {
     }
 }
 
-/// What `go list -deps` found.
-pub(super) struct Resolved {
-    /// Number of packages, the standard library's included.
-    pub(super) packages: u64,
-    /// Path and version of every module that a package comes from, sorted, without the main module.
-    pub(super) modules: Vec<(String, String)>,
-}
-
-impl Resolved {
-    fn parse(json: &[u8]) -> Result<Self> {
-        let mut packages = 0;
-        let mut modules = std::collections::BTreeSet::new();
-        for package in serde_json::Deserializer::from_slice(json).into_iter::<ListedPackage>() {
-            let package = package.context("read the list of packages")?;
-            packages += 1;
-            if let Some(ListedModule {
-                path,
-                version: Some(version),
-            }) = package.module
-            {
-                modules.insert((path, version));
-            }
-        }
-        Ok(Self {
-            packages,
-            modules: modules.into_iter().collect(),
-        })
+/// How many packages `go list -deps` has printed.
+fn count_packages(json: &[u8]) -> Result<u64> {
+    let mut packages = 0;
+    for package in serde_json::Deserializer::from_slice(json).into_iter::<serde::de::IgnoredAny>() {
+        package.context("read the list of packages")?;
+        packages += 1;
     }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedPackage {
-    module: Option<ListedModule>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListedModule {
-    path: String,
-    version: Option<String>,
+    Ok(packages)
 }
 
 #[derive(Deserialize)]
@@ -342,7 +309,7 @@ fn downloading(line: &str) -> Option<String> {
 
 /// A module path or version as the module cache spells it: `!a` for `A`, for file systems that don't tell them apart
 /// (`golang.org/x/mod/module`, function `EscapePath`).
-pub(super) fn escape(text: &str) -> String {
+fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii_uppercase() {
@@ -388,16 +355,10 @@ mod tests {
     }
 
     #[test]
-    fn packages_and_their_modules_are_counted() {
+    fn packages_are_counted() {
         let json = br#"{"ImportPath":"fmt"}
-            {"ImportPath":"a/b","Module":{"Path":"a","Version":"v1"}}
-            {"ImportPath":"a/c","Module":{"Path":"a","Version":"v1"}}
-            {"ImportPath":"own","Module":{"Path":"own","Main":true}}"#;
-        let resolved = Resolved::parse(json).unwrap();
-        assert_eq!(
-            (resolved.packages, resolved.modules),
-            (4, vec![("a".into(), "v1".into())])
-        );
-        assert!(Resolved::parse(b"{\"ImportPath\":").is_err());
+            {"ImportPath":"a/b"}"#;
+        assert_eq!(count_packages(json).unwrap(), 2);
+        assert!(count_packages(b"{\"ImportPath\":").is_err());
     }
 }

@@ -45,12 +45,7 @@ pub(super) fn find(
 }
 
 /// The compiler from the proxy, unpacked in the store: the artifact's folder.
-pub(super) fn fetched(
-    pin: &LockedToolchain,
-    store: &Store,
-    access: &Access,
-    progress: &Progress,
-) -> Result<PathBuf> {
+fn fetched(pin: &LockedToolchain, store: &Store, access: &Access, progress: &Progress) -> Result<PathBuf> {
     let mut key = Hasher::new();
     key.field(b"go toolchain 1")
         .field(pin.version.as_bytes())

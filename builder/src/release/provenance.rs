@@ -2,9 +2,10 @@
 //! (secure-systems-lab/dsse, protocol.md). It says what was built from what, and nothing about when or where, so
 //! that it is reproducible like the rest.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 
 use super::bill::Bill;
@@ -58,6 +59,33 @@ pub fn envelope(statement: &[u8], signer: &dyn Signer) -> Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec_pretty(&envelope).context("write provenance.json")?;
     bytes.push(b'\n');
     Ok(bytes)
+}
+
+/// The statement in `envelope`, after the check of its signature by the release key.
+pub fn open(envelope: &[u8], release_key: &[u8; 32]) -> Result<Value> {
+    let envelope: Value = serde_json::from_slice(envelope).context("provenance.json")?;
+    let text = |value: &Value, what: &str| -> Result<String> {
+        let text = value
+            .as_str()
+            .with_context(|| format!("provenance.json has no {what}"))?;
+        Ok(text.to_owned())
+    };
+    let kind = text(&envelope["payloadType"], "payloadType")?;
+    ensure!(
+        kind == PAYLOAD_TYPE,
+        "provenance.json holds `{kind}`, not `{PAYLOAD_TYPE}`"
+    );
+    let payload = STANDARD
+        .decode(text(&envelope["payload"], "payload")?)
+        .context("payload of provenance.json")?;
+    let signature = text(&envelope["signatures"][0]["sig"], "signature")?;
+    let signature = STANDARD
+        .decode(signature)
+        .context("signature of provenance.json")?;
+    UnparsedPublicKey::new(&ED25519, release_key)
+        .verify(&pre_authentication_encoding(&payload), &signature)
+        .map_err(|_| anyhow!("the signature in provenance.json is not from the release key"))?;
+    serde_json::from_slice(&payload).context("statement in provenance.json")
 }
 
 /// What DSSE signs: type and body with their lengths, so that neither can be read as the other.

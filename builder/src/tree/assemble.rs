@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::console;
 use super::dpkg::Package;
 use super::kernel::{self, Kernel};
 use super::layer::{self, Input, Layer, Recipe, Workshop};
@@ -330,7 +331,14 @@ fn apply_units(tree: &mut Tree, definition: &Definition) -> Result<()> {
     let (image, role) = (&definition.image, &definition.role);
     let image_file = format!("images/{}/image.toml", image.name);
     let role_file = format!("roles/{}/role.toml", role.name);
+    let logins =
+        console::apply(tree, image.manifest.debug.serial_login).with_context(|| image_file.clone())?;
     let lists = [
+        Wanted {
+            file: &image_file,
+            enable: &logins.enable,
+            mask: &logins.mask,
+        },
         Wanted {
             file: &image_file,
             enable: &image.manifest.units.enable,
