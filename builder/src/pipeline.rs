@@ -198,7 +198,7 @@ struct Signed {
 
 impl Signed {
     fn new(unsigned: &boot::UnsignedUki, assembled: &Assembled, signer: &dyn Signer) -> Result<Self> {
-        let boot_loader = root::content(&assembled.kernel.boot_loader)?;
+        let boot_loader = assembled.kernel.boot_loader.read()?;
         Ok(Self {
             uki: authenticode::sign(&unsigned.bytes, signer).context("sign the UKI")?,
             boot_loader: authenticode::sign(&boot_loader, signer).context("sign systemd-boot")?,

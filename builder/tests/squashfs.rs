@@ -143,20 +143,6 @@ fn rich_tree(folder: &Path) -> Tree {
     tree
 }
 
-fn content(entry: &Entry) -> Vec<u8> {
-    match &entry.kind {
-        Kind::File {
-            content: Content::Bytes(bytes),
-            ..
-        } => bytes.to_vec(),
-        Kind::File {
-            content: Content::File(path),
-            ..
-        } => fs::read(path).unwrap(),
-        _ => panic!("no file"),
-    }
-}
-
 fn image(tree: &Tree, options: &Options, cache: Option<&BlockCache>) -> Vec<u8> {
     let mut out = Cursor::new(Vec::new());
     let written = write(tree, options, cache, &mut out, &Progress::silent()).unwrap();
@@ -200,7 +186,7 @@ fn assert_folder_is(tree: &Tree, folder: &Path) {
                 assert_eq!(children, wanted, "{path}");
             }
             Kind::File { .. } => assert!(
-                fs::read(&host).unwrap() == content(entry),
+                fs::read(&host).unwrap() == entry.read().unwrap(),
                 "{path}: other content"
             ),
             Kind::Symlink(target) => {

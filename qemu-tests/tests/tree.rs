@@ -22,7 +22,7 @@ use kimage_builder::tree::dpkg::Package;
 use kimage_builder::tree::layer::{self, Input, Layer, Recipe};
 use kimage_builder::tree::leave_out::LeaveOuts;
 use kimage_builder::tree::{
-    Assembled, Baked, Content, Entry, Kind, Options, Tree, TreePath, Workshop, assemble, fingerprint,
+    Assembled, Baked, Entry, Kind, Options, Tree, TreePath, Workshop, assemble, fingerprint,
 };
 use kimage_qemu_tests::images::kimage;
 use kimage_qemu_tests::packages::Locked;
@@ -265,21 +265,7 @@ fn get(tree: &Tree, path: &str) -> Option<Entry> {
 
 fn text(tree: &Tree, path: &str) -> String {
     let entry = get(tree, path).unwrap_or_else(|| panic!("{path} is absent"));
-    String::from_utf8(bytes(&entry)).unwrap()
-}
-
-fn bytes(entry: &Entry) -> Vec<u8> {
-    match &entry.kind {
-        Kind::File {
-            content: Content::Bytes(bytes),
-            ..
-        } => bytes.to_vec(),
-        Kind::File {
-            content: Content::File(path),
-            ..
-        } => std::fs::read(path).unwrap(),
-        other => panic!("not a file: {other:?}"),
-    }
+    String::from_utf8(entry.read().unwrap()).unwrap()
 }
 
 fn link(tree: &Tree, path: &str) -> String {
@@ -293,7 +279,7 @@ fn link(tree: &Tree, path: &str) -> String {
 fn every_file_holds_the_bytes_that_its_digest_names() {
     for (path, entry) in assembled().tree.entries() {
         if let Kind::File { size, digest, .. } = &entry.kind {
-            let bytes = bytes(entry);
+            let bytes = entry.read().unwrap();
             assert_eq!(
                 (Digest::of(&bytes), bytes.len() as u64),
                 (*digest, *size),
@@ -411,11 +397,11 @@ fn the_kernel_is_beside_the_tree_and_its_modules_in_it() {
         let module = line.split(':').next().unwrap();
         assert!(get(tree, &format!("{modules}/{module}")).is_some(), "{module}");
     }
-    let image = bytes(&assembled.kernel.image);
+    let image = assembled.kernel.image.read().unwrap();
     // Documentation/arch/x86/boot.rst: magic of the setup header.
     assert_eq!(&image[0x202..0x206], b"HdrS");
-    assert_eq!(&bytes(&assembled.kernel.stub)[..2], b"MZ");
-    assert_eq!(&bytes(&assembled.kernel.boot_loader)[..2], b"MZ");
+    assert_eq!(&assembled.kernel.stub.read().unwrap()[..2], b"MZ");
+    assert_eq!(&assembled.kernel.boot_loader.read().unwrap()[..2], b"MZ");
     assert!(get(tree, "usr/lib/systemd/boot/efi").is_none());
 }
 

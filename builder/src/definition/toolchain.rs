@@ -55,14 +55,16 @@ impl Toolchains {
     }
 }
 
+/// The line, from 1, that a TOML error is about.
+pub fn line_of(error: &toml::de::Error, text: &str) -> usize {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = &text.as_bytes()[..start];
+    before.iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
 /// A TOML error as `file:line: what`, with exit code [`ExitCode::Usage`].
 pub(super) fn located(error: &toml::de::Error, text: &str, file: &Path) -> anyhow::Error {
-    let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..start]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1;
+    let line = line_of(error, text);
     Failure::new(
         ExitCode::Usage,
         format!("{}:{line}: {}", file.display(), error.message()),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::Lock;
 use super::drift::drift;
 use super::resolve::{SCHEMA, Wanted};
+use crate::definition::toolchain::line_of;
 use crate::definition::{Component, Image, Role, Toolchains};
 use crate::failure::{ExitCode, Failure};
 
@@ -95,12 +96,7 @@ pub(super) fn render(lock: &Lock) -> Result<String> {
 
 fn parse(text: &str) -> Result<Lock, (usize, String)> {
     let lock: Lock = toml::from_str(text).map_err(|error| {
-        let start = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = text.as_bytes()[..start]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count()
-            + 1;
+        let line = line_of(&error, text);
         (line, error.message().to_owned())
     })?;
     if lock.schema != SCHEMA {

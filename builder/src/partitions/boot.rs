@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 
 use super::initrd;
-use super::root::{SealedRoot, content};
+use super::root::SealedRoot;
 use super::uki::{self, Section, SectionKind};
 use crate::definition::Definition;
 use crate::tree::{Assembled, TreePath};
@@ -39,7 +39,7 @@ pub fn uki(
 ) -> Result<UnsignedUki> {
     let kernel = &definition.image.manifest.kernel;
     let release = &assembled.kernel.version;
-    let (tree, stub) = (&assembled.tree, content(&assembled.kernel.stub)?);
+    let (tree, stub) = (&assembled.tree, assembled.kernel.stub.read()?);
     let initrd = initrd::build(
         init,
         tree,
@@ -56,7 +56,7 @@ pub fn uki(
     words.extend(kernel.command_line.iter().cloned());
     let command_line = words.join(" ");
     let os_release = os_release(definition, assembled, &version)?;
-    let linux = content(&assembled.kernel.image).context("kernel")?;
+    let linux = assembled.kernel.image.read().context("kernel")?;
     let section = |kind, data| Section { kind, data };
     let sections = [
         section(SectionKind::OsRelease, os_release.as_bytes()),
@@ -88,7 +88,7 @@ fn os_release(definition: &Definition, assembled: &Assembled, version: &str) -> 
         .tree
         .get(&path)
         .context("the tree has no /usr/lib/os-release")?;
-    let mut text = String::from_utf8(content(entry)?).context("/usr/lib/os-release")?;
+    let mut text = String::from_utf8(entry.read()?).context("/usr/lib/os-release")?;
     if !text.ends_with('\n') {
         text.push('\n');
     }

@@ -11,7 +11,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use kimage_roles::stage0::{MODULES_FOLDER, TABLE_PATH, Table, normalise};
 
 use crate::failure::{ExitCode, Failure};
-use crate::tree::{Content, Kind, Tree, TreePath};
+use crate::tree::{Kind, Tree, TreePath};
 
 mod cpio;
 mod elf;
@@ -316,15 +316,5 @@ fn file_name(path: &str) -> &str {
 
 fn read(tree: &Tree, path: &TreePath) -> Result<Vec<u8>> {
     let entry = tree.get(path).with_context(|| format!("{path} is absent"))?;
-    match &entry.kind {
-        Kind::File {
-            content: Content::Bytes(bytes),
-            ..
-        } => Ok(bytes.to_vec()),
-        Kind::File {
-            content: Content::File(file),
-            ..
-        } => std::fs::read(file).with_context(|| format!("read {} for {path}", file.display())),
-        _ => bail!("{path} is not a file"),
-    }
+    entry.read().with_context(|| format!("{path}"))
 }

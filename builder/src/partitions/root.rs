@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::squashfs::{self, BlockCache};
 use super::verity;
 use crate::definition::image::RootFilesystem;
 use crate::digest::Digest;
 use crate::progress::Progress;
-use crate::tree::{Content, Entry, Kind, Tree};
+use crate::tree::Tree;
 
 /// What the disk carries of the root.
 #[derive(Debug, Clone)]
@@ -72,19 +72,4 @@ pub fn seal(
         root_hash,
         salt: Digest::from_bytes(salt),
     })
-}
-
-/// The bytes of a file of the tree.
-pub fn content(entry: &Entry) -> Result<Vec<u8>> {
-    match &entry.kind {
-        Kind::File {
-            content: Content::Bytes(bytes),
-            ..
-        } => Ok(bytes.to_vec()),
-        Kind::File {
-            content: Content::File(path),
-            ..
-        } => std::fs::read(path).with_context(|| format!("read {}", path.display())),
-        _ => bail!("not a regular file"),
-    }
 }

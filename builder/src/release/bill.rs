@@ -5,7 +5,6 @@ use anyhow::{Context, Result};
 use crate::components::BuiltComponent;
 use crate::digest::Digest;
 use crate::lock::Lock;
-use crate::partitions::root::content;
 use crate::tree::{Assembled, TreePath};
 
 /// The bill of an image: what the lock and the built components say, for the packages that are in the tree.
@@ -59,7 +58,7 @@ fn distribution(assembled: &Assembled) -> Result<(String, String)> {
         .tree
         .get(&TreePath::parse(b"usr/lib/os-release")?)
         .context("no /usr/lib/os-release")?;
-    let text = String::from_utf8(content(entry)?).context("/usr/lib/os-release")?;
+    let text = String::from_utf8(entry.read()?).context("/usr/lib/os-release")?;
     let value = |key: &str| {
         let line = text
             .lines()

@@ -1,13 +1,11 @@
 //! Turns a configured system into an image: what belongs to one machine, one build or one moment is removed, and
 //! `/var` becomes a template that first boot copies to the state filesystem.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::users::clamp_shadow;
-use super::value::{Content, Entry, Kind, Tree, TreePath};
+use super::value::{Entry, Kind, Tree, TreePath};
 
 /// Where first boot finds the content of a fresh `/var`, with owners and modes.
 pub const FACTORY_VAR: &str = "usr/share/factory/var";
@@ -119,7 +117,7 @@ fn clamp(tree: &mut Tree, name: &str) -> Result<()> {
     if name.ends_with("gshadow") {
         return Ok(());
     }
-    let text = read(&entry).with_context(|| format!("read {path}"))?;
+    let text = entry.read().with_context(|| format!("read {path}"))?;
     let text = String::from_utf8(text).with_context(|| format!("{path} is not UTF-8"))?;
     let clamped = Entry::bytes(entry.mode, clamp_shadow(&text, tree.mtime()).into_bytes());
     tree.insert(
@@ -178,21 +176,6 @@ fn put(tree: &mut Tree, path: &str, entry: Entry) -> Result<()> {
         }
     }
     tree.insert(path, entry)
-}
-
-/// A regular file's bytes.
-pub fn read(entry: &Entry) -> Result<Vec<u8>> {
-    match &entry.kind {
-        Kind::File {
-            content: Content::Bytes(bytes),
-            ..
-        } => Ok(bytes.to_vec()),
-        Kind::File {
-            content: Content::File(path),
-            ..
-        } => Ok(fs::read(path)?),
-        _ => anyhow::bail!("not a regular file"),
-    }
 }
 
 fn parse(path: &str) -> Result<TreePath> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 
-use super::normalise::{place, read};
+use super::normalise::place;
 use super::value::{Entry, Kind, Tree, TreePath};
 use crate::failure::{ExitCode, Failure};
 
@@ -115,7 +115,7 @@ fn enable(tree: &mut Tree, unit: &str, done: &mut BTreeSet<String>) -> Result<()
     let Some(path) = find(tree, unit)? else {
         bail!("unit `{unit}` is in no package")
     };
-    let text = tree.get(&path).map(read).transpose()?.unwrap_or_default();
+    let text = tree.get(&path).map(Entry::read).transpose()?.unwrap_or_default();
     let text = String::from_utf8(text).with_context(|| format!("{path} is not UTF-8"))?;
     let install = install_section(&text);
     let words = |key: &str| install.get(key).cloned().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::digest::Digest;
 
@@ -244,6 +244,24 @@ impl Entry {
             gid: 0,
             xattrs: BTreeMap::new(),
             kind,
+        }
+    }
+
+    /// A regular file's bytes.
+    ///
+    /// # Errors
+    /// When it is something else, or its content on the host can't be read.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        match &self.kind {
+            Kind::File {
+                content: Content::Bytes(bytes),
+                ..
+            } => Ok(bytes.to_vec()),
+            Kind::File {
+                content: Content::File(path),
+                ..
+            } => std::fs::read(path).with_context(|| format!("read {}", path.display())),
+            _ => bail!("not a regular file"),
         }
     }
 
