@@ -20,10 +20,12 @@ const FLOW: [&str; 9] = [
 const LAST: &str = "release";
 
 /// Beside the flow: any stage may use them, they use only each other.
-const BESIDE: [&str; 7] = ["digest", "failure", "progress", "store", "tool", "download", "qemu"];
+const BESIDE: [&str; 7] = [
+    "digest", "failure", "progress", "store", "tool", "download", "qemu",
+];
 
 /// See everything: the sequence itself and the commands in front of it.
-const ABOVE: [&str; 5] = ["pipeline", "commands", "cli", "main", "lib"];
+const ABOVE: [&str; 6] = ["pipeline", "commands", "cli", "main", "lib", "doctor"];
 
 struct Source {
     path: PathBuf,

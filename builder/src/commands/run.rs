@@ -46,9 +46,9 @@ pub(super) fn run(arguments: &Run, context: &Context) -> Result<()> {
         firmware: Some((&firmware, &own_vars)),
         disks: &disks,
     };
-    let tool = tool
-        .args(hardware.arguments())
-        .args(["-nic", "user,model=virtio-net-pci", "-serial", "mon:stdio"]);
+    let tool =
+        tool.args(hardware.arguments())
+            .args(["-nic", "user,model=virtio-net-pci", "-serial", "mon:stdio"]);
     let how = match accelerator {
         Accelerator::Kvm => "KVM",
         Accelerator::Tcg => "emulation",
@@ -71,7 +71,10 @@ fn of_release(folder: &Path, name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     if !path.is_file() {
         let message = format!("`{}` holds no {name}", folder.display());
-        bail!(Failure::new(ExitCode::Usage, message).hint("name the folder of a role that `kimage build` wrote, as out/worker"));
+        bail!(
+            Failure::new(ExitCode::Usage, message)
+                .hint("name the folder of a role that `kimage build` wrote, as out/worker")
+        );
     }
     Ok(path)
 }
@@ -97,7 +100,10 @@ fn make_disk(image: &Path, path: &Path, wanted: Option<u64>) -> Result<u64> {
     let from = File::open(image).with_context(|| format!("open `{}`", image.display()))?;
     let least = from.metadata().with_context(place)?.len();
     if fs::symlink_metadata(path).is_ok() {
-        let disk = File::options().write(true).open(path).with_context(|| format!("open the disk `{}`", path.display()))?;
+        let disk = File::options()
+            .write(true)
+            .open(path)
+            .with_context(|| format!("open the disk `{}`", path.display()))?;
         let found = disk.metadata().with_context(place)?.len();
         refuse_smaller(wanted, found, &format!("the disk `{}`", path.display()))?;
         let size = wanted.unwrap_or(found);
@@ -106,7 +112,10 @@ fn make_disk(image: &Path, path: &Path, wanted: Option<u64>) -> Result<u64> {
     }
     refuse_smaller(wanted, least, "the image")?;
     let size = wanted.unwrap_or(least + STATE_BYTES);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     // Beside its place, so that a disk of this name is always a whole one.
     let disk = tempfile::NamedTempFile::new_in(folder).with_context(place)?;
     disk.as_file().set_len(size).with_context(place)?;
@@ -117,7 +126,11 @@ fn make_disk(image: &Path, path: &Path, wanted: Option<u64>) -> Result<u64> {
 
 fn refuse_smaller(wanted: Option<u64>, found: u64, what: &str) -> Result<()> {
     if let Some(wanted) = wanted.filter(|wanted| *wanted < found) {
-        let message = format!("--disk-size: {} are less than {what} has ({})", bytes(wanted), bytes(found));
+        let message = format!(
+            "--disk-size: {} are less than {what} has ({})",
+            bytes(wanted),
+            bytes(found)
+        );
         bail!(Failure::new(ExitCode::Usage, message));
     }
     Ok(())
@@ -141,7 +154,10 @@ mod tests {
         let mut found = [0; 4];
         made.read_exact_at(&mut found, 4 << 20).unwrap();
         assert_eq!(&found, b"boot");
-        assert!(made.metadata().unwrap().blocks() * 512 < 4 << 20, "the disk is sparse");
+        assert!(
+            made.metadata().unwrap().blocks() * 512 < 4 << 20,
+            "the disk is sparse"
+        );
 
         made.write_all_at(b"kept", 6 << 20).unwrap();
         assert_eq!(make_disk(&image, &disk, Some(10 << 30)).unwrap(), 10 << 30);

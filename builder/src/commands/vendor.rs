@@ -34,10 +34,19 @@ fn export(arguments: &Vendor, context: &Context) -> Result<Summary> {
     needed.sort_by(|one, other| one.name.cmp(&other.name));
     needed.dedup_by(|one, other| one.name == other.name);
     let toolchains = definition.toolchains.as_ref();
-    let lock = lock::load_fresh(&definition.image, &definition.roles, &definition.components, toolchains)?;
+    let lock = lock::load_fresh(
+        &definition.image,
+        &definition.roles,
+        &definition.components,
+        toolchains,
+    )?;
 
     let (store, progress) = (context.store()?, &context.progress);
-    let network = if arguments.offline { Network::Offline } else { Network::Online };
+    let network = if arguments.offline {
+        Network::Offline
+    } else {
+        Network::Online
+    };
     let requests = inputs::requests(&definition.image, &lock, &roles, &context.global.mirror, network)?;
     download::fetch(&requests, &store, network, progress)?;
     components::build(&needed, &lock, &store, &Access::from(network), progress)?;

@@ -10,7 +10,12 @@ use crate::failure::{ExitCode, Failure};
 const SERIAL: &str = "serial-getty@ttyS0.service";
 const SERIAL_TEMPLATE: &str = "serial-getty@.service";
 /// The units that offer a login.
-const LOGINS: [&str; 4] = [SERIAL_TEMPLATE, "getty@.service", "console-getty.service", "container-getty@.service"];
+const LOGINS: [&str; 4] = [
+    SERIAL_TEMPLATE,
+    "getty@.service",
+    "console-getty.service",
+    "container-getty@.service",
+];
 const DROP_IN: &str = "etc/systemd/system/serial-getty@ttyS0.service.d/10-kimage-login.conf";
 /// No `login` and so no password: root's stays locked. The base need not even have that program.
 const SHELL: &str = "\
@@ -47,10 +52,17 @@ pub(super) fn apply(tree: &mut Tree, serial_login: bool) -> Result<Logins> {
     if serial_login {
         for program in PROGRAMS {
             if tree.get(&TreePath::parse(program.as_bytes())?).is_none() {
-                bail!(Failure::new(ExitCode::Usage, format!("debug.serial-login needs /{program}, which no package brings")));
+                bail!(Failure::new(
+                    ExitCode::Usage,
+                    format!("debug.serial-login needs /{program}, which no package brings")
+                ));
             }
         }
-        place(tree, &TreePath::parse(DROP_IN.as_bytes())?, Entry::bytes(0o644, SHELL.as_bytes()))?;
+        place(
+            tree,
+            &TreePath::parse(DROP_IN.as_bytes())?,
+            Entry::bytes(0o644, SHELL.as_bytes()),
+        )?;
         logins.enable.push(SERIAL.to_owned());
     }
     Ok(logins)
@@ -65,9 +77,18 @@ mod tests {
     fn tree() -> Tree {
         let mut tree = Tree::new(1);
         for (path, text) in [
-            ("usr/lib/systemd/system/serial-getty@.service", "[Install]\nWantedBy=getty.target\n"),
-            ("usr/lib/systemd/system/getty@.service", "[Install]\nWantedBy=getty.target\nDefaultInstance=tty1\n"),
-            ("usr/lib/systemd/system/console-getty.service", "[Install]\nWantedBy=getty.target\n"),
+            (
+                "usr/lib/systemd/system/serial-getty@.service",
+                "[Install]\nWantedBy=getty.target\n",
+            ),
+            (
+                "usr/lib/systemd/system/getty@.service",
+                "[Install]\nWantedBy=getty.target\nDefaultInstance=tty1\n",
+            ),
+            (
+                "usr/lib/systemd/system/console-getty.service",
+                "[Install]\nWantedBy=getty.target\n",
+            ),
             ("usr/sbin/agetty", ""),
             ("usr/bin/bash", ""),
         ] {
@@ -80,7 +101,11 @@ mod tests {
     fn switched(serial_login: bool) -> Tree {
         let mut tree = tree();
         let logins = apply(&mut tree, serial_login).unwrap();
-        let lists = [Wanted { file: "image.toml", enable: &logins.enable, mask: &logins.mask }];
+        let lists = [Wanted {
+            file: "image.toml",
+            enable: &logins.enable,
+            mask: &logins.mask,
+        }];
         units::apply(&mut tree, &lists).unwrap();
         tree
     }
@@ -99,7 +124,11 @@ mod tests {
         for unit in ["serial-getty@.service", "getty@.service", "console-getty.service"] {
             assert_eq!(link(&tree, unit).as_deref(), Some("/dev/null"), "{unit}");
         }
-        assert_eq!(link(&tree, "container-getty@.service"), None, "no package brings it");
+        assert_eq!(
+            link(&tree, "container-getty@.service"),
+            None,
+            "no package brings it"
+        );
         assert_eq!(link(&tree, "getty.target.wants/serial-getty@ttyS0.service"), None);
         assert!(tree.get(&TreePath::parse(DROP_IN.as_bytes()).unwrap()).is_none());
     }
@@ -116,7 +145,10 @@ mod tests {
         assert_eq!(link(&tree, "console-getty.service").as_deref(), Some("/dev/null"));
         let drop_in = tree.get(&TreePath::parse(DROP_IN.as_bytes()).unwrap()).unwrap();
         let text = String::from_utf8(super::super::normalise::read(drop_in).unwrap()).unwrap();
-        assert!(text.contains("\nExecStart=\nExecStart=-/usr/sbin/agetty --skip-login"), "{text}");
+        assert!(
+            text.contains("\nExecStart=\nExecStart=-/usr/sbin/agetty --skip-login"),
+            "{text}"
+        );
     }
 
     #[test]
