@@ -77,13 +77,26 @@ impl Hardware<'_> {
         if let Some((firmware, vars)) = self.firmware {
             let (code, format) = (option_value(&firmware.code), firmware.code_format().name());
             let flash = "if=pflash";
-            pair("-drive", format!("{flash},format={format},unit=0,readonly=on,file={code}"));
-            pair("-drive", format!("{flash},format=raw,unit=1,file={}", option_value(vars)));
+            pair(
+                "-drive",
+                format!("{flash},format={format},unit=0,readonly=on,file={code}"),
+            );
+            pair(
+                "-drive",
+                format!("{flash},format=raw,unit=1,file={}", option_value(vars)),
+            );
         }
         for (number, disk) in self.disks.iter().enumerate() {
             words.extend(disk.arguments(number));
         }
-        let fixed = ["-nodefaults", "-no-user-config", "-display", "none", "-device", "virtio-rng-pci"];
+        let fixed = [
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-device",
+            "virtio-rng-pci",
+        ];
         words.extend(fixed.map(str::to_owned));
         words
     }
@@ -102,12 +115,19 @@ mod tests {
     fn a_comma_in_a_path_divides_nothing() {
         let disk = Disk::of(Path::new("/a,readonly=on/d"), Format::Raw);
         let words = disk.arguments(0);
-        assert!(words[1].contains("file=/a,,readonly=on/d,format=raw"), "{words:?}");
+        assert!(
+            words[1].contains("file=/a,,readonly=on/d,format=raw"),
+            "{words:?}"
+        );
     }
 
     #[test]
     fn secure_boot_needs_system_management_mode() {
-        let firmware = Firmware { code: "/code.fd".into(), vars: "/vars.fd".into(), secure: true };
+        let firmware = Firmware {
+            code: "/code.fd".into(),
+            vars: "/vars.fd".into(),
+            secure: true,
+        };
         let mut hardware = Hardware {
             accelerator: Accelerator::Tcg,
             memory_mb: 512,
@@ -116,8 +136,14 @@ mod tests {
             disks: &[],
         };
         let line = hardware.arguments().join(" ");
-        assert!(line.contains("q35,smm=on") && line.contains("property=secure,value=on"), "{line}");
-        assert!(line.contains("readonly=on,file=/code.fd") && line.contains("unit=1,file=/own.fd"), "{line}");
+        assert!(
+            line.contains("q35,smm=on") && line.contains("property=secure,value=on"),
+            "{line}"
+        );
+        assert!(
+            line.contains("readonly=on,file=/code.fd") && line.contains("unit=1,file=/own.fd"),
+            "{line}"
+        );
         hardware.firmware = None;
         assert!(!hardware.arguments().join(" ").contains("pflash"));
     }
