@@ -126,7 +126,12 @@ pub struct Build {
     #[command(flatten)]
     pub image: ImageArgument,
     /// Disk formats, separated by commas
-    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "raw,qcow2")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "raw,qcow2"
+    )]
     pub format: Vec<DiskFormat>,
     /// Folder that gets the folder of the role
     #[arg(long, value_name = "OUT", default_value = "out", value_hint = ValueHint::DirPath)]
@@ -340,7 +345,11 @@ fn disk_size(text: &str) -> Result<u64, String> {
     let number: u64 = digits.parse().map_err(|_| wrong())?;
     let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
     // QEMU would round a raw file up to its sectors.
-    if bytes % 512 == 0 { Ok(bytes) } else { Err(format!("`{text}` is not a multiple of 512 bytes")) }
+    if bytes % 512 == 0 {
+        Ok(bytes)
+    } else {
+        Err(format!("`{text}` is not a multiple of 512 bytes"))
+    }
 }
 
 /// `kimage doctor`.
@@ -380,8 +389,8 @@ mod tests {
 
     #[test]
     fn formats_are_separated_by_commas() {
-        let cli = Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2"])
-            .unwrap();
+        let cli =
+            Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2"]).unwrap();
         let Command::Build(build) = cli.command else {
             panic!("not a build")
         };

@@ -2,11 +2,14 @@
 
 mod build;
 mod completion;
+mod diff;
 mod doctor;
+mod inspect;
 mod keys;
 mod lock;
 mod run;
 mod vendor;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -77,9 +80,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Build(arguments) => build::run(&arguments, &context),
         Command::Lock(arguments) => lock::run(&arguments, &context),
         Command::Vendor(arguments) => vendor::run(&arguments, &context),
-        Command::Verify(_) => bail!("`kimage verify` is not wired yet"),
-        Command::Inspect(_) => bail!("`kimage inspect` is not wired yet"),
-        Command::Diff(_) => bail!("`kimage diff` is not wired yet"),
+        Command::Verify(arguments) => verify::run(&arguments, &context),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
         Command::Run(arguments) => run::run(&arguments, &context),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),

@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::failure;
 use crate::download::{Policy, document_with};
+use crate::failure;
 use crate::progress::{Progress, bytes};
 use crate::qemu::{Accelerator, Firmware};
 use crate::store::Store;

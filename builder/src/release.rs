@@ -3,12 +3,15 @@
 
 pub mod bill;
 pub mod checksums;
+pub mod contents;
 pub mod cyclonedx;
+pub mod difference;
 pub mod folder;
 pub mod manifest;
 pub mod pcr;
 pub mod provenance;
 pub mod spdx;
+pub mod verify;
 
 use std::path::Path;
 

@@ -115,12 +115,18 @@ fn run_names_what_is_missing() {
     let output = kimage(&["run", empty.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));
     let error = text(&output.stderr);
-    assert!(error.contains("holds no disk.raw\nhint: ") && error.contains("kimage build"), "{error}");
+    assert!(
+        error.contains("holds no disk.raw\nhint: ") && error.contains("kimage build"),
+        "{error}"
+    );
 
     let release = release();
     std::fs::remove_file(release.path().join("ovmf-vars.fd")).unwrap();
     let output = kimage(&["run", release.path().to_str().unwrap()]);
-    assert!(text(&output.stderr).contains("holds no ovmf-vars.fd"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("holds no ovmf-vars.fd"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -133,8 +139,14 @@ fn run_without_qemu_names_its_packages() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
-    assert!(error.contains("`qemu-system-x86_64` is not on the PATH"), "{error}");
-    assert!(error.contains("hint: ") && error.contains("apt-get install qemu-system-x86"), "{error}");
+    assert!(
+        error.contains("`qemu-system-x86_64` is not on the PATH"),
+        "{error}"
+    );
+    assert!(
+        error.contains("hint: ") && error.contains("apt-get install qemu-system-x86"),
+        "{error}"
+    );
 }
 
 /// Runs `kimage run` with a QEMU that writes its arguments to a file, overwrites the disk's start, and ends with `status`.
@@ -158,19 +170,34 @@ fn run_with_fake_qemu(status: u8, more: &[&str]) -> (Output, String, tempfile::T
         .env("PATH", format!("{}:/usr/bin:/bin", release.path().display()))
         .output()
         .unwrap();
-    (output, std::fs::read_to_string(arguments).unwrap_or_default(), release)
+    (
+        output,
+        std::fs::read_to_string(arguments).unwrap_or_default(),
+        release,
+    )
 }
 
 #[test]
 fn run_leaves_the_release_as_it_is_and_nothing_behind() {
     let (output, arguments, release) = run_with_fake_qemu(0, &["--disk-size", "1G", "--cpus", "3"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    for expected in ["q35,smm=on", "-smp 3", "-accel tcg", "-serial mon:stdio", "unit=1,file="] {
+    for expected in [
+        "q35,smm=on",
+        "-smp 3",
+        "-accel tcg",
+        "-serial mon:stdio",
+        "unit=1,file=",
+    ] {
         assert!(arguments.contains(expected), "{expected}: {arguments}");
     }
     let disk = std::fs::read(release.path().join("disk.raw")).unwrap();
-    assert!(disk.iter().all(|byte| *byte == 0), "the disk of the release was written to");
-    let left = std::fs::read_dir(release.path().join("store/scratch")).unwrap().count();
+    assert!(
+        disk.iter().all(|byte| *byte == 0),
+        "the disk of the release was written to"
+    );
+    let left = std::fs::read_dir(release.path().join("store/scratch"))
+        .unwrap()
+        .count();
     assert_eq!(left, 0, "the machine's disk stays behind");
 }
 
@@ -181,7 +208,10 @@ fn a_kept_disk_has_what_the_machine_wrote() {
     let keep = ["--keep", disk.to_str().unwrap()];
     let (output, arguments, _release) = run_with_fake_qemu(0, &keep);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(arguments.contains(&format!("file={},format=raw,cache=writeback", disk.display())), "{arguments}");
+    assert!(
+        arguments.contains(&format!("file={},format=raw,cache=writeback", disk.display())),
+        "{arguments}"
+    );
     let mut start = [0; 7];
     std::io::Read::read_exact(&mut std::fs::File::open(&disk).unwrap(), &mut start).unwrap();
     assert_eq!(&start, b"changed");
@@ -193,7 +223,10 @@ fn a_kept_disk_has_what_the_machine_wrote() {
 fn a_qemu_that_fails_is_an_error() {
     let (output, _, _release) = run_with_fake_qemu(1, &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("QEMU ended with exit status: 1"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("QEMU ended with exit status: 1"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -205,7 +238,10 @@ fn doctor_outside_a_workspace_says_that_archives_are_not_checked() {
         .directory(here.path())
         .output()
         .unwrap();
-    assert!(text(&output.stderr).contains("archives are not checked"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("archives are not checked"),
+        "{output:?}"
+    );
     assert!(!text(&output.stdout).contains("InRelease"), "{output:?}");
 }
 

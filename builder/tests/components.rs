@@ -14,8 +14,8 @@ use std::time::Instant;
 use kimage_builder::components::{self, Access, BuiltComponent};
 use kimage_builder::definition::{Component, Toolchains};
 use kimage_builder::digest::Digest;
-use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::download::{Network, vendor};
+use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::lock::{Lock, LockedComponent, LockedToolchain};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
@@ -266,7 +266,10 @@ fn a_vendored_component_needs_neither_a_network_nor_a_compiler() {
     let imported = bench.build_with("hello", &other, &offline).unwrap();
     assert_eq!(run(&imported), run(&built));
     assert!(imported.files[0].source.starts_with(other.root()), "{imported:?}");
-    assert!(!bench.path("other/caches").exists(), "no compiler ran after the import");
+    assert!(
+        !bench.path("other/caches").exists(),
+        "no compiler ran after the import"
+    );
 }
 
 #[test]

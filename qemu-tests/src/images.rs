@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail};
 
 /// Where the workspace is.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
 }
 
 /// The real `kimage`, built if need be.
@@ -20,17 +22,25 @@ pub fn kimage() -> Result<&'static Path> {
 
 fn build_kimage() -> Result<PathBuf> {
     let mut cargo = command("cargo");
-    cargo.args(["build", "--release", "--locked", "--bin", "kimage"]).current_dir(workspace());
+    cargo
+        .args(["build", "--release", "--locked", "--bin", "kimage"])
+        .current_dir(workspace());
     finish(cargo.stderr(Stdio::inherit()))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    Ok(target.join("release/kimage"))
+    Ok(target().join("release/kimage"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
 /// The release folder of `role` on base `image`, below `target/images`. Its keys are those of [`keys`].
 pub fn release(image: &str, role: &str) -> Result<PathBuf> {
     let output = workspace().join("target/images").join(image);
     let mut build = command(kimage()?);
-    build.args(["build", "--image", image, "--role", role, "--output"]).arg(&output);
+    build
+        .args(["build", "--image", image, "--role", role, "--output"])
+        .arg(&output);
     build.arg("--keys").arg(keys()?).current_dir(workspace());
     finish(build.stderr(Stdio::inherit()))?;
     Ok(output.join(role))
@@ -51,16 +61,24 @@ pub fn keys() -> Result<PathBuf> {
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).stdin(Stdio::null());
+    command
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .stdin(Stdio::null());
     command
 }
 
 /// Runs a child that must succeed; what it said is in the error.
 pub fn finish(command: &mut Command) -> Result<Output> {
-    let output = command.output().with_context(|| format!("start {command:?}: run `qemu-tests/run-all` once, it installs tools"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("start {command:?}: run `qemu-tests/run-all` once, it installs tools"))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
-        bail!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&said));
+        bail!(
+            "{command:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&said)
+        );
     }
     Ok(output)
 }

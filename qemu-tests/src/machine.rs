@@ -148,7 +148,8 @@ impl Blueprint {
             disks: &self.disks,
         };
         let mut words = hardware.arguments();
-        let fixed = "-chardev stdio,id=serial,signal=off -serial chardev:serial -mon chardev=control,mode=control";
+        let fixed =
+            "-chardev stdio,id=serial,signal=off -serial chardev:serial -mon chardev=control,mode=control";
         words.extend(fixed.split_ascii_whitespace().map(Into::into));
         let mut pair = |option: &str, value: String| words.extend([option.to_owned(), value]);
         pair("-chardev", format!("socket,id=control,path={}", socket.display()));

@@ -11,8 +11,8 @@ use zip::ZipArchive;
 
 use super::{Access, go_proxy, module_hash};
 use crate::digest::{Digest, Hasher};
-use crate::failure::{ExitCode, Failure};
 use crate::download::{self, Network};
+use crate::failure::{ExitCode, Failure};
 use crate::lock::LockedToolchain;
 use crate::progress::Progress;
 use crate::store::Store;
@@ -45,12 +45,7 @@ pub(super) fn find(
 }
 
 /// The compiler from the proxy, unpacked in the store: the artifact's folder.
-fn fetched(
-    pin: &LockedToolchain,
-    store: &Store,
-    access: &Access,
-    progress: &Progress,
-) -> Result<PathBuf> {
+fn fetched(pin: &LockedToolchain, store: &Store, access: &Access, progress: &Progress) -> Result<PathBuf> {
     let mut key = Hasher::new();
     key.field(b"go toolchain 1")
         .field(pin.version.as_bytes())

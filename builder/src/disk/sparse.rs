@@ -96,6 +96,28 @@ pub fn digest(file: &File, start: u64, length: u64) -> io::Result<Digest> {
     Ok(hasher.finish())
 }
 
+/// Whether `length` bytes of `file` from `start` on are all zero; holes are not read.
+pub fn is_zero(file: &File, start: u64, length: u64) -> io::Result<bool> {
+    let end = start + length;
+    let mut buffer = vec![0; 1 << 18];
+    let mut position = start;
+    while let Some((data, stop)) = next_data(file, position)?.filter(|(data, _)| *data < end) {
+        position = data.max(position);
+        while position < stop.min(end) {
+            let count = buffer.len().min((stop.min(end) - position) as usize);
+            file.read_exact_at(&mut buffer[..count], position)?;
+            if buffer[..count].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            position += count as u64;
+        }
+        if position >= end {
+            break;
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +141,7 @@ mod tests {
         assert_eq!(read((72 << 20) - 3, 3), b"end");
         assert_eq!(read(20 << 20, 6), b"middle");
         assert!(to.metadata().unwrap().blocks() * 512 < 4 << 20);
+        assert!(is_zero(&to, 0, 28 << 20).unwrap() && is_zero(&to, (28 << 20) + 6, 1 << 20).unwrap());
+        assert!(!is_zero(&to, 0, (28 << 20) + 1).unwrap());
     }
 }

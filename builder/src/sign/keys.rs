@@ -215,6 +215,13 @@ pub fn certificate_pem(der: &[u8]) -> String {
     pem::encode("CERTIFICATE", der)
 }
 
+/// The certificate (DER) in PEM `text`.
+pub fn certificate_der(text: &str) -> Result<Vec<u8>> {
+    let der = pem::decode("CERTIFICATE", text)?;
+    certificate::parse(&der)?;
+    Ok(der)
+}
+
 /// The Ed25519 public key in PEM `text`.
 pub fn release_public_key(text: &str) -> Result<[u8; 32]> {
     let spki = pem::decode("PUBLIC KEY", text)?;

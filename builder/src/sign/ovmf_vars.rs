@@ -3,7 +3,7 @@
 //! Source: EDK2 `MdeModulePkg/Include/Guid/VariableFormat.h`, `SystemNvDataGuid.h`, `OvmfPkg/VarStore.fdf.inc`, for
 //! the layout of 4 MiB builds. Without variables the store equals the file `OVMF_VARS_4M.fd` byte for byte.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Identity;
 use super::efi_signature_list::{
@@ -133,6 +133,72 @@ fn variable(name: &str, vendor: Guid, attributes: u32, time: [u8; 16], data: &[u
     bytes
 }
 
+/// The certificates (DER) that a store of [`enrolled`] holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnrolledKeys {
+    /// Platform key.
+    pub platform_key: Vec<u8>,
+    /// Key exchange key.
+    pub key_exchange_key: Vec<u8>,
+    /// Signature database.
+    pub database: Vec<u8>,
+}
+
+/// Reads the certificates back. The store must be, byte for byte, what [`enrolled`] makes of them: Secure Boot on,
+/// one certificate for each purpose and nothing else.
+pub fn read(bytes: &[u8]) -> Result<EnrolledKeys> {
+    ensure!(
+        bytes.len() == SIZE,
+        "variable store has {} bytes instead of {SIZE}",
+        bytes.len()
+    );
+    let certificate = |variable: Variable| -> Result<Vec<u8>> {
+        let found = find(&bytes[VOLUME_HEADER + STORE_HEADER..VARIABLES_END], variable);
+        found.with_context(|| format!("variable store holds no certificate as {}", variable.name()))
+    };
+    let keys = EnrolledKeys {
+        platform_key: certificate(Variable::PlatformKey)?,
+        key_exchange_key: certificate(Variable::KeyExchangeKey)?,
+        database: certificate(Variable::Database)?,
+    };
+    let identity = Identity {
+        platform_key: keys.platform_key.clone(),
+        key_exchange_key: keys.key_exchange_key.clone(),
+        database: keys.database.clone(),
+        release: [0; 32],
+        enrolment: None,
+        development: false,
+    };
+    verify(bytes, &identity)?;
+    Ok(keys)
+}
+
+/// The certificate of the signature list in `wanted`: what follows its two headers and the owner.
+fn find(variables: &[u8], wanted: Variable) -> Option<Vec<u8>> {
+    const LIST_HEADERS: usize = 28 + 16;
+    let mut rest = variables;
+    while rest.starts_with(&[0xaa, 0x55]) {
+        let field = |at: usize| -> Option<usize> {
+            let bytes = rest.get(at..at + 4)?.try_into().ok()?;
+            usize::try_from(u32::from_le_bytes(bytes)).ok()
+        };
+        let (name_length, data_length) = (field(36)?, field(40)?);
+        let data_start = VARIABLE_HEADER.checked_add(name_length)?;
+        let end = data_start.checked_add(data_length)?;
+        let name: Vec<u8> = wanted
+            .name()
+            .encode_utf16()
+            .chain([0])
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        if rest.get(VARIABLE_HEADER..data_start)? == name {
+            return Some(rest.get(data_start..end)?.get(LIST_HEADERS..)?.to_vec());
+        }
+        rest = rest.get(end.checked_next_multiple_of(4)?..)?;
+    }
+    None
+}
+
 /// Checks that `store` is, byte for byte, the one for `identity`.
 pub fn verify(store: &[u8], identity: &Identity) -> Result<()> {
     ensure!(
@@ -169,6 +235,23 @@ mod tests {
         let store = enrolled(own.identity()).unwrap();
         assert_eq!(store.len(), SIZE);
         verify(&store, own.identity()).unwrap();
+        let keys = read(&store).unwrap();
+        assert_eq!(keys.platform_key, own.identity().platform_key);
+        assert_eq!(keys.database, own.identity().database);
         assert!(verify(&store, foreign.identity()).is_err());
+    }
+
+    #[test]
+    fn a_damaged_store_is_an_error_and_never_a_panic() {
+        let store = enrolled(crate::sign::keys::testing::signer().identity()).unwrap();
+        for place in (0..200)
+            .chain((200..6000).step_by(61))
+            .chain([WORK_AREA, SIZE - 1])
+        {
+            let mut damaged = store.clone();
+            damaged[place] ^= 0x41;
+            assert!(read(&damaged).is_err(), "byte {place}");
+        }
+        assert!(read(&store[1..]).is_err());
     }
 }

@@ -1,0 +1,370 @@
+//! A small release made by the real stages, then damaged in every place that counts.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use super::*;
+use crate::disk::{self, Content as DiskContent};
+use crate::failure::{ExitCode, exit_code};
+use crate::partitions::boot::LOADER_CONFIGURATION;
+use crate::partitions::esp::EspFile;
+use crate::partitions::root;
+use crate::partitions::uki::{Section, SectionKind, Uki, assemble, pe};
+use crate::progress::Progress;
+use crate::release::bill::{Bill, Package};
+use crate::release::manifest::{FileRecord, Kernel, Keys, Partition, Root};
+use crate::release::pcr::Pcr11;
+use crate::sign::keys::testing;
+use crate::sign::{Signer, authenticode, ovmf_vars};
+use crate::tree::{Content, Entry, Kind, Tree, TreePath};
+
+const ROLE: &str = r#"{"role": "tiny", "image": "test", "kernel": "6.8.0", "components": []}"#;
+const STATUS: &str =
+    "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.39-0ubuntu8\n";
+const EPOCH: u32 = 1_700_000_000;
+
+static RELEASE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path(), |_| {});
+    folder
+});
+
+fn tree() -> Tree {
+    let mut tree = Tree::new(EPOCH);
+    let entry = |mode, kind| Entry {
+        mode,
+        uid: 0,
+        gid: 0,
+        xattrs: Default::default(),
+        kind,
+    };
+    for path in [
+        "usr",
+        "usr/lib",
+        "usr/lib/kimage",
+        "usr/lib/sysimage",
+        "usr/lib/sysimage/dpkg",
+    ] {
+        tree.insert(
+            TreePath::parse(path.as_bytes()).unwrap(),
+            entry(0o755, Kind::Directory),
+        )
+        .unwrap();
+    }
+    let noise: Vec<u8> = (0..600_000u32)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    for (path, bytes) in [
+        ("usr/lib/kimage/role.json", ROLE.as_bytes()),
+        ("usr/lib/sysimage/dpkg/status", STATUS.as_bytes()),
+        ("usr/noise", &noise),
+    ] {
+        let kind = Kind::File {
+            content: Content::Bytes(Arc::from(bytes)),
+            size: bytes.len() as u64,
+            digest: Digest::of(bytes),
+        };
+        tree.insert(TreePath::parse(path.as_bytes()).unwrap(), entry(0o644, kind))
+            .unwrap();
+    }
+    tree
+}
+
+/// Writes a whole release into `folder`; `lie` may change what its manifest claims before it is signed.
+fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
+    let (signer, tree, scratch) = (testing::signer(), tree(), tempfile::tempdir().unwrap());
+    let identity = signer.identity();
+    let sealed = root::seal(
+        &tree,
+        &Default::default(),
+        None,
+        scratch.path(),
+        1,
+        &Progress::silent(),
+    )
+    .unwrap();
+    let version = format!("20231114-{}", &sealed.root_hash.to_string()[..8]);
+    let command_line = format!("roothash={} quiet", sealed.root_hash);
+    let os_release = format!("ID=test\nIMAGE_ID=kimage-tiny\nIMAGE_VERSION={version}\n");
+    let stub = pe::sample(&[
+        (b".text", &[0x90; 64]),
+        (b".sdmagic", b"#### LoaderInfo: systemd-stub 255.4 ####"),
+    ]);
+    let kernel = pe::sample(&[(b".text", b"kernel")]);
+    let sections = [
+        Section {
+            kind: SectionKind::OsRelease,
+            data: os_release.as_bytes(),
+        },
+        Section {
+            kind: SectionKind::CommandLine,
+            data: command_line.as_bytes(),
+        },
+        Section {
+            kind: SectionKind::KernelRelease,
+            data: b"6.8.0",
+        },
+        Section {
+            kind: SectionKind::Linux,
+            data: &kernel,
+        },
+    ];
+    let uki = authenticode::sign(&assemble(&stub, &sections).unwrap(), signer).unwrap();
+    let loader = authenticode::sign(&stub, signer).unwrap();
+    let uki_path = format!("EFI/Linux/kimage_{version}+3.efi");
+    let esp = [
+        EspFile {
+            path: "EFI/BOOT/BOOTX64.EFI",
+            data: &loader,
+        },
+        EspFile {
+            path: "EFI/systemd/systemd-bootx64.efi",
+            data: &loader,
+        },
+        EspFile {
+            path: &uki_path,
+            data: &uki,
+        },
+        EspFile {
+            path: "loader/loader.conf",
+            data: LOADER_CONFIGURATION,
+        },
+    ];
+    let content = DiskContent {
+        esp: &esp,
+        epoch: i64::from(EPOCH),
+        root: &sealed.filesystem,
+        verity: &sealed.hash_tree,
+        root_hash: &sealed.root_hash,
+    };
+    let disk = disk::assemble(&content, &folder.join(contents::RAW_DISK)).unwrap();
+    let raw = File::open(&disk.path).unwrap();
+    let partition = |partition: &disk::gpt::Partition| Partition {
+        name: partition.name.clone(),
+        type_uuid: partition.kind.guid().to_string(),
+        uuid: partition.guid.to_string(),
+        offset: partition.start,
+        size: partition.size,
+        sha256: disk::sparse::digest(&raw, partition.start, partition.size).unwrap(),
+    };
+    let mut manifest = Manifest {
+        schema: Manifest::SCHEMA,
+        kimage: "0.1.0".to_owned(),
+        image: "test".to_owned(),
+        role: "tiny".to_owned(),
+        version,
+        architecture: "amd64".to_owned(),
+        epoch: EPOCH,
+        lock: Digest::of(b"lock"),
+        keys: Keys {
+            development: false,
+            platform_key: Digest::of(&identity.platform_key),
+            key_exchange_key: Digest::of(&identity.key_exchange_key),
+            database: Digest::of(&identity.database),
+            release: Digest::from_bytes(identity.release),
+        },
+        root: Root {
+            hash: sealed.root_hash,
+            salt: sealed.salt,
+            size: sealed.size,
+            sha256: sealed.sha256,
+            entries: tree.entries().len() as u64,
+        },
+        kernel: Kernel {
+            version: "6.8.0".to_owned(),
+            command_line,
+            authenticode: authenticode::digest(&uki).unwrap(),
+            pcr11: Pcr11::expected(&Uki::parse(&uki).unwrap()).unwrap(),
+        },
+        partitions: disk.partitions.iter().map(partition).collect(),
+        components: Vec::new(),
+        packages: 1,
+        debug: Vec::new(),
+        files: vec![FileRecord::of_file(folder, contents::RAW_DISK).unwrap()],
+    };
+    for (name, bytes) in [
+        (names::UKI, uki),
+        (names::OVMF_VARS, ovmf_vars::enrolled(identity).unwrap()),
+        (
+            names::RELEASE_KEY,
+            keys::release_public_pem(&identity.release).into_bytes(),
+        ),
+        (
+            names::DATABASE_CERTIFICATE,
+            keys::certificate_pem(&identity.database).into_bytes(),
+        ),
+    ] {
+        std::fs::write(folder.join(name), &bytes).unwrap();
+        manifest.files.push(FileRecord::of_bytes(name, &bytes));
+    }
+    let package = Package {
+        name: "libc6".to_owned(),
+        version: "2.39-0ubuntu8".to_owned(),
+        architecture: "amd64".to_owned(),
+        source: None,
+        path: "pool/libc6.deb".to_owned(),
+        sha256: Digest::of(b"deb"),
+    };
+    let bill = Bill {
+        distribution: "test".to_owned(),
+        distribution_version: "1".to_owned(),
+        packages: vec![package],
+        components: Vec::new(),
+    };
+    lie(&mut manifest);
+    crate::release::write(folder, manifest, &bill, signer).unwrap();
+}
+
+fn own_key() -> Trust {
+    Trust::Key(testing::signer().identity().release)
+}
+
+fn copy() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(RELEASE.path()).unwrap() {
+        let (from, to): (PathBuf, PathBuf) = entry
+            .map(|entry| (entry.path(), folder.path().join(entry.file_name())))
+            .unwrap();
+        let (source, target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
+        target.set_len(source.metadata().unwrap().len()).unwrap();
+        disk::sparse::copy(&source, &target, 0).unwrap();
+    }
+    folder
+}
+
+fn flip(path: &Path, place: u64) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, place).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], place).unwrap();
+}
+
+/// Exit code and the names of the checks that failed.
+fn verdict(folder: &Path, trust: Trust) -> (Option<ExitCode>, Vec<String>) {
+    let (_, findings) = verify(folder, trust).unwrap();
+    let failed = findings
+        .list()
+        .iter()
+        .filter(|finding| matches!(finding.state, State::Mismatch | State::Contradiction));
+    (
+        findings.conclude().err().map(|error| exit_code(&error)),
+        failed.map(|finding| finding.check.clone()).collect(),
+    )
+}
+
+#[test]
+fn a_whole_release_holds() {
+    assert_eq!(verdict(RELEASE.path(), own_key()), (None, Vec::new()));
+    let (_, findings) = verify(RELEASE.path(), Trust::Folder).unwrap();
+    assert!(
+        findings
+            .list()
+            .iter()
+            .any(|finding| finding.check == "key" && finding.state == State::Warning)
+    );
+}
+
+#[test]
+fn another_key_is_a_mismatch() {
+    let (code, failed) = verdict(RELEASE.path(), Trust::Key(testing::foreign().identity().release));
+    assert_eq!(code, Some(ExitCode::Mismatch));
+    assert_eq!(failed, ["manifest.json.sig", "keys release", "provenance.json"]);
+}
+
+#[test]
+fn a_flipped_byte_of_the_disk_is_named() {
+    let (manifest, _) = verify(RELEASE.path(), own_key()).unwrap();
+    let manifest = manifest.unwrap();
+    let start = |name: &str| contents::partition(&manifest, name).unwrap().offset;
+    let uki = std::fs::read(RELEASE.path().join(names::UKI)).unwrap();
+    let disk = std::fs::read(RELEASE.path().join(contents::RAW_DISK)).unwrap();
+    let uki_at = disk[start(contents::BOOT) as usize..]
+        .windows(200)
+        .rposition(|window| *window == uki[uki.len() - 400..][..200]);
+    let uki_at = start(contents::BOOT) + uki_at.unwrap() as u64;
+    for (place, expected) in [
+        (1024 + 40, "partition table"),
+        (start(contents::ROOT) + 100_000, "partition root-a"),
+        (start(contents::ROOT) + 100_000, "verity"),
+        (start(contents::HASH_TREE) + 4096 + 5, "verity"),
+        (start(contents::HASH_TREE) + 4096 + 5, "partition root-a-verity"),
+        (uki_at, "partition esp"),
+        (uki_at, "boot partition EFI/Linux"),
+        (start(contents::BOOT) + (200 << 20), "boot partition layout"),
+    ] {
+        let folder = copy();
+        flip(&folder.path().join(contents::RAW_DISK), place);
+        let (code, failed) = verdict(folder.path(), own_key());
+        assert_eq!(code, Some(ExitCode::Mismatch), "{expected}");
+        assert!(failed.contains(&"file disk.raw".to_owned()), "{failed:?}");
+        assert!(
+            failed.iter().any(|check| check.starts_with(expected)),
+            "{expected}: {failed:?}"
+        );
+    }
+}
+
+#[test]
+fn flipped_missing_and_strange_files_are_named() {
+    for name in [
+        names::MANIFEST_SIGNATURE,
+        names::UKI,
+        names::OVMF_VARS,
+        names::SPDX,
+        names::PROVENANCE,
+        names::CHECKSUMS,
+    ] {
+        let folder = copy();
+        flip(&folder.path().join(name), 50);
+        let (code, failed) = verdict(folder.path(), own_key());
+        assert_eq!(code, Some(ExitCode::Mismatch), "{name}");
+        assert!(
+            failed.iter().any(|check| check.ends_with(name)),
+            "{name}: {failed:?}"
+        );
+    }
+    let folder = copy();
+    flip(&folder.path().join(names::MANIFEST), 40);
+    assert_eq!(verdict(folder.path(), own_key()).0, Some(ExitCode::Mismatch));
+    let folder = copy();
+    std::fs::remove_file(folder.path().join(names::DATABASE_CERTIFICATE)).unwrap();
+    std::fs::write(folder.path().join("notes"), b"x").unwrap();
+    let (_, findings) = verify(folder.path(), own_key()).unwrap();
+    let state = |check: &str| {
+        findings
+            .list()
+            .iter()
+            .find(|finding| finding.check == check)
+            .map(|finding| finding.state)
+    };
+    assert_eq!(state("file db.crt"), Some(State::Mismatch));
+    assert_eq!(state("file notes"), Some(State::Warning));
+}
+
+#[test]
+fn a_signed_lie_is_a_contradiction() {
+    let lies: [(&str, fn(&mut Manifest)); 6] = [
+        ("partition root-a", |manifest| {
+            manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()
+        }),
+        ("uki sections", |manifest| {
+            manifest.kernel.command_line.push_str(" debug")
+        }),
+        ("uki pcr11", |manifest| {
+            manifest.kernel.pcr11.ready = Digest::of(b"other")
+        }),
+        ("packages", |manifest| manifest.packages = 2),
+        ("role.json", |manifest| manifest.role = "worker".to_owned()),
+        ("ovmf-vars.fd", |manifest| {
+            manifest.keys.platform_key = Digest::of(b"other")
+        }),
+    ];
+    for (check, lie) in lies {
+        let folder = tempfile::tempdir().unwrap();
+        make(folder.path(), lie);
+        let (code, failed) = verdict(folder.path(), own_key());
+        assert_eq!(code, Some(ExitCode::Verification), "{check}: {failed:?}");
+        assert!(failed.iter().any(|found| found == check), "{check}: {failed:?}");
+    }
+}
