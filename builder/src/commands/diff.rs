@@ -13,8 +13,14 @@ use crate::release::difference::{Change, Difference, Move, Side, between};
 pub(super) fn run(arguments: &Diff) -> Result<()> {
     let (old, new) = (open(&arguments.old)?, open(&arguments.new)?);
     let difference = between(
-        Side { folder: &arguments.old, manifest: &old },
-        Side { folder: &arguments.new, manifest: &new },
+        Side {
+            folder: &arguments.old,
+            manifest: &old,
+        },
+        Side {
+            folder: &arguments.new,
+            manifest: &new,
+        },
     )?;
     if arguments.json {
         return print_json(&difference);
@@ -33,7 +39,11 @@ fn text(difference: &Difference) -> String {
     section(&mut text, "Go modules", &difference.go_modules);
     let files = &difference.files;
     if !files.is_empty() {
-        heading(&mut text, "files", &files.iter().map(|file| file.change).collect::<Vec<_>>());
+        heading(
+            &mut text,
+            "files",
+            &files.iter().map(|file| file.change).collect::<Vec<_>>(),
+        );
     }
     for file in files {
         let _ = match file.change {
@@ -49,7 +59,11 @@ fn section(text: &mut String, name: &str, changes: &[Change]) {
     if changes.is_empty() {
         return;
     }
-    heading(text, name, &changes.iter().map(|change| change.change).collect::<Vec<_>>());
+    heading(
+        text,
+        name,
+        &changes.iter().map(|change| change.change).collect::<Vec<_>>(),
+    );
     for Change { name, old, new, .. } in changes {
         let _ = match (old, new) {
             (Some(old), Some(new)) => writeln!(text, "  ~ {name} {old} -> {new}"),
@@ -69,7 +83,12 @@ fn heading(text: &mut String, name: &str, moves: &[Move]) {
         (Move::Downgraded, "downgraded"),
         (Move::Changed, "changed"),
     ];
-    let counts = kinds.iter().map(|(kind, word)| (moves.iter().filter(|found| *found == kind).count(), word));
-    let counts: Vec<String> = counts.filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+    let counts = kinds
+        .iter()
+        .map(|(kind, word)| (moves.iter().filter(|found| *found == kind).count(), word));
+    let counts: Vec<String> = counts
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
     let _ = writeln!(text, "{name}: {}", counts.join(", "));
 }

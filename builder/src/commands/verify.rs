@@ -53,7 +53,10 @@ fn rebuild(folder: &Path, manifest: &Manifest, context: &Context, findings: &mut
         cache: false,
         jobs: std::thread::available_parallelism().map_or(2, usize::from),
         mirrors: context.global.mirror.clone(),
-        access: Access { network: Network::Online, go_proxy: None },
+        access: Access {
+            network: Network::Online,
+            go_proxy: None,
+        },
     };
     pipeline::rebuild::compare(&order, folder, manifest, &store, &context.progress, findings)
 }

@@ -46,7 +46,10 @@ impl Materials {
     /// Reads `sbom.spdx.json` of `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(names::SPDX);
-        let length = path.metadata().with_context(|| format!("read {}", path.display()))?.len();
+        let length = path
+            .metadata()
+            .with_context(|| format!("read {}", path.display()))?
+            .len();
         anyhow::ensure!(length <= LIMIT, "{} has {length} bytes", path.display());
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         Self::parse(&bytes).with_context(|| format!("read {}", path.display()))
@@ -56,11 +59,19 @@ impl Materials {
         let document: Document = serde_json::from_slice(bytes)?;
         let mut materials = Self::default();
         for package in document.packages {
-            let purl = package.external_refs.into_iter().next().map(|reference| reference.reference_locator);
+            let purl = package
+                .external_refs
+                .into_iter()
+                .next()
+                .map(|reference| reference.reference_locator);
             let (name, version) = (package.name, package.version_info);
             if package.id.starts_with("SPDXRef-deb-") {
                 let architecture = package.id.rsplit('-').next().unwrap_or_default().to_owned();
-                materials.packages.entry(name).or_default().insert((version, architecture));
+                materials
+                    .packages
+                    .entry(name)
+                    .or_default()
+                    .insert((version, architecture));
             } else if package.id.starts_with("SPDXRef-component-") {
                 materials.components.insert(name, version);
             } else if package.id.starts_with("SPDXRef-go-") {
@@ -97,7 +108,10 @@ struct Reference {
 
 /// The partition of `manifest` with that name.
 pub fn partition<'a>(manifest: &'a Manifest, name: &str) -> Result<&'a Partition> {
-    let found = manifest.partitions.iter().find(|partition| partition.name == name);
+    let found = manifest
+        .partitions
+        .iter()
+        .find(|partition| partition.name == name);
     found.with_context(|| format!("manifest.json lists no partition {name}"))
 }
 
@@ -106,7 +120,10 @@ pub fn root(folder: &Path, manifest: &Manifest) -> Result<Reader<File>> {
     let path = folder.join(RAW_DISK);
     let disk = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     let root = partition(manifest, ROOT)?;
-    let end = root.offset.checked_add(root.size).context("partition root-a ends beyond all disks")?;
+    let end = root
+        .offset
+        .checked_add(root.size)
+        .context("partition root-a ends beyond all disks")?;
     Reader::open(disk, root.offset..end).with_context(|| format!("root filesystem of {}", path.display()))
 }
 

@@ -90,7 +90,8 @@ pub struct Side<'a> {
 pub fn between(old: Side<'_>, new: Side<'_>) -> Result<Difference> {
     let (before, after) = (Materials::read(old.folder)?, Materials::read(new.folder)?);
     let components = |materials: &Materials| materials.components.clone();
-    let modules = |materials: &Materials| joined(materials.go_modules.iter().map(|(path, version)| (path, version)));
+    let modules =
+        |materials: &Materials| joined(materials.go_modules.iter().map(|(path, version)| (path, version)));
     let packages = |materials: &Materials| {
         let all = materials.packages.iter();
         joined(all.flat_map(|(name, versions)| versions.iter().map(move |(version, _)| (name, version))))
@@ -110,14 +111,21 @@ pub fn between(old: Side<'_>, new: Side<'_>) -> Result<Difference> {
     }
     if old.manifest.root.hash != new.manifest.root.hash {
         let times = old.manifest.epoch == new.manifest.epoch;
-        let (before, after) = (contents::root(old.folder, old.manifest)?, contents::root(new.folder, new.manifest)?);
+        let (before, after) = (
+            contents::root(old.folder, old.manifest)?,
+            contents::root(new.folder, new.manifest)?,
+        );
         difference.files = files(&before, &after, times)?;
     }
     Ok(difference)
 }
 
 fn image(manifest: &Manifest) -> BTreeMap<String, String> {
-    let words = manifest.kernel.command_line.split(' ').filter(|word| !word.starts_with("roothash="));
+    let words = manifest
+        .kernel
+        .command_line
+        .split(' ')
+        .filter(|word| !word.starts_with("roothash="));
     let values = [
         ("image", manifest.image.clone()),
         ("role", manifest.role.clone()),
@@ -133,7 +141,10 @@ fn image(manifest: &Manifest) -> BTreeMap<String, String> {
         ("db certificate", manifest.keys.database.to_string()),
         ("debug", manifest.debug.join(" ")),
     ];
-    values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    values
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// Names with all their versions.
@@ -143,7 +154,10 @@ fn joined<'a>(pairs: impl Iterator<Item = (&'a String, &'a String)>) -> BTreeMap
         versions.entry(name.clone()).or_default().insert(version);
     }
     let join = |versions: BTreeSet<&str>| versions.into_iter().collect::<Vec<_>>().join(", ");
-    versions.into_iter().map(|(name, versions)| (name, join(versions))).collect()
+    versions
+        .into_iter()
+        .map(|(name, versions)| (name, join(versions)))
+        .collect()
 }
 
 fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<Change> {
@@ -156,7 +170,12 @@ fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Ve
             (_, None) => Move::Removed,
             _ => Move::Changed,
         };
-        Change { name: name.clone(), change, old, new }
+        Change {
+            name: name.clone(),
+            change,
+            old,
+            new,
+        }
     };
     moved.map(change).collect()
 }
@@ -165,7 +184,11 @@ fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Ve
 pub fn files(old: &Reader<File>, new: &Reader<File>, times: bool) -> Result<Vec<FileChange>> {
     let (mut before, mut after) = (old.entries().peekable(), new.entries().peekable());
     let mut changes = Vec::new();
-    let whole = |path: &TreePath, change| FileChange { path: path.to_string(), change, differs: Vec::new() };
+    let whole = |path: &TreePath, change| FileChange {
+        path: path.to_string(),
+        change,
+        differs: Vec::new(),
+    };
     loop {
         let order = match (before.peek(), after.peek()) {
             (None, None) => return Ok(changes),
@@ -173,15 +196,28 @@ pub fn files(old: &Reader<File>, new: &Reader<File>, times: bool) -> Result<Vec<
             (Some(_), None) | (Some(Err(_)), _) => std::cmp::Ordering::Less,
             (None, Some(_)) | (_, Some(Err(_))) => std::cmp::Ordering::Greater,
         };
-        let one = if order.is_le() { before.next().transpose().context("old root filesystem")? } else { None };
-        let other = if order.is_ge() { after.next().transpose().context("new root filesystem")? } else { None };
+        let one = if order.is_le() {
+            before.next().transpose().context("old root filesystem")?
+        } else {
+            None
+        };
+        let other = if order.is_ge() {
+            after.next().transpose().context("new root filesystem")?
+        } else {
+            None
+        };
         match (one, other) {
             (Some((path, _)), None) => changes.push(whole(&path, Move::Removed)),
             (None, Some((path, _))) => changes.push(whole(&path, Move::Added)),
             (Some((path, one)), Some((_, other))) => {
-                let differs = differs((old, &one), (new, &other), times).with_context(|| format!("compare {path}"))?;
+                let differs =
+                    differs((old, &one), (new, &other), times).with_context(|| format!("compare {path}"))?;
                 if !differs.is_empty() {
-                    changes.push(FileChange { path: path.to_string(), change: Move::Changed, differs });
+                    changes.push(FileChange {
+                        path: path.to_string(),
+                        change: Move::Changed,
+                        differs,
+                    });
                 }
             }
             (None, None) => {}
@@ -238,10 +274,24 @@ mod tests {
 
     #[test]
     fn versions_move_up_down_in_and_out() {
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
-        let changes = changes(&map(&[("a", "1"), ("b", "1"), ("c", "1")]), &map(&[("a", "1"), ("b", "2"), ("d", "1")]));
-        let moves: Vec<_> = changes.iter().map(|change| (change.name.as_str(), change.change)).collect();
-        assert_eq!(moves, [("b", Move::Changed), ("c", Move::Removed), ("d", Move::Added)]);
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+                .collect()
+        };
+        let changes = changes(
+            &map(&[("a", "1"), ("b", "1"), ("c", "1")]),
+            &map(&[("a", "1"), ("b", "2"), ("d", "1")]),
+        );
+        let moves: Vec<_> = changes
+            .iter()
+            .map(|change| (change.name.as_str(), change.change))
+            .collect();
+        assert_eq!(
+            moves,
+            [("b", Move::Changed), ("c", Move::Removed), ("d", Move::Added)]
+        );
     }
 
     #[test]

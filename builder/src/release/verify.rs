@@ -37,7 +37,11 @@ pub enum Trust {
 impl Trust {
     /// The key of `path`: a PEM file, or a folder that `kimage keys new` made.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { path.join("release.pub") } else { path.to_owned() };
+        let file = if path.is_dir() {
+            path.join("release.pub")
+        } else {
+            path.to_owned()
+        };
         Ok(Self::Key(release_key(&file)?))
     }
 }
@@ -80,10 +84,19 @@ pub fn verify(folder: &Path, trust: Trust) -> Result<(Option<Manifest>, Findings
         let what = format!("{} {} {}", manifest.image, manifest.role, manifest.version);
         (manifest, what)
     });
-    let Some(manifest) = findings.claim(names::MANIFEST, parsed) else { return Ok((None, findings)) };
+    let Some(manifest) = findings.claim(names::MANIFEST, parsed) else {
+        return Ok((None, findings));
+    };
     files::check(folder, &manifest, &mut findings)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut subject = Subject { folder, manifest: &manifest, release_key, database: None, enrolled: None, threads };
+    let mut subject = Subject {
+        folder,
+        manifest: &manifest,
+        release_key,
+        database: None,
+        enrolled: None,
+        threads,
+    };
     boot::keys(&mut subject, &mut findings);
     let uki = boot::uki(&subject, &mut findings);
     if folder.join(contents::RAW_DISK).exists() {

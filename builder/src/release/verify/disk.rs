@@ -18,23 +18,44 @@ use crate::release::contents::{BOOT, HASH_TREE, ROOT};
 /// Checks everything that the disk says.
 pub(super) fn check(subject: &Subject<'_>, disk: &File, uki: Option<&[u8]>, findings: &mut Findings) {
     let gpt = Gpt::read(disk).and_then(|gpt| {
-        let names: Vec<&str> = gpt.partitions.iter().map(|partition| partition.name.as_str()).collect();
+        let names: Vec<&str> = gpt
+            .partitions
+            .iter()
+            .map(|partition| partition.name.as_str())
+            .collect();
         let detail = format!("both copies hold {}", names.join(", "));
         Ok((gpt, detail))
     });
-    let Some(gpt) = findings.claim("partition table", gpt) else { return };
+    let Some(gpt) = findings.claim("partition table", gpt) else {
+        return;
+    };
     findings.claim("partition table uuids", identifiers(subject, &gpt));
-    let places: Vec<(u64, u64)> = gpt.partitions.iter().map(|partition| (partition.start, partition.size)).collect();
+    let places: Vec<(u64, u64)> = gpt
+        .partitions
+        .iter()
+        .map(|partition| (partition.start, partition.size))
+        .collect();
     for (number, (partition, found)) in gpt.partitions.iter().zip(digests(disk, &places)).enumerate() {
         let outcome = found.and_then(|found| {
-            let stated = subject.manifest.partitions.get(number).context("the manifest does not list it")?;
+            let stated = subject
+                .manifest
+                .partitions
+                .get(number)
+                .context("the manifest does not list it")?;
             same("name", stated.name.as_str(), partition.name.as_str())?;
-            same("type", stated.type_uuid.as_str(), partition.kind.guid().to_string().as_str())?;
+            same(
+                "type",
+                stated.type_uuid.as_str(),
+                partition.kind.guid().to_string().as_str(),
+            )?;
             same("uuid", stated.uuid.as_str(), partition.guid.to_string().as_str())?;
             same("offset", stated.offset, partition.start)?;
             same("size", stated.size, partition.size)?;
             same("sha256", stated.sha256, found)?;
-            Ok(((), format!("{} at byte {}, sha256 {found}", partition.guid, partition.start)))
+            Ok((
+                (),
+                format!("{} at byte {}, sha256 {found}", partition.guid, partition.start),
+            ))
         });
         findings.claim(&format!("partition {}", partition.name), outcome);
     }
@@ -53,9 +74,19 @@ fn identifiers(subject: &Subject<'_>, gpt: &Gpt) -> Result<((), String)> {
     let (listed, stated) = (gpt.partitions.len(), subject.manifest.partitions.len());
     same("number of partitions", stated, listed)?;
     let tree = gpt.partition(HASH_TREE)?;
-    ensure!(root.size <= 1 << 40, "the root filesystem cannot have {} bytes", root.size);
-    for (expected, found) in layout(&root.hash, root.size, tree.size).iter().zip(&gpt.partitions) {
-        ensure!(expected == found, "the root hash and lengths make {expected:?}, found {found:?}");
+    ensure!(
+        root.size <= 1 << 40,
+        "the root filesystem cannot have {} bytes",
+        root.size
+    );
+    for (expected, found) in layout(&root.hash, root.size, tree.size)
+        .iter()
+        .zip(&gpt.partitions)
+    {
+        ensure!(
+            expected == found,
+            "the root hash and lengths make {expected:?}, found {found:?}"
+        );
     }
     same("disk uuid", derived_guid(&root.hash, "disk-uuid"), gpt.guid)?;
     Ok(((), "all follow from the root hash".to_owned()))
@@ -64,19 +95,43 @@ fn identifiers(subject: &Subject<'_>, gpt: &Gpt) -> Result<((), String)> {
 /// Every block of the root filesystem is vouched for by the root hash, and tree, salt and UUID follow from it.
 fn sealed(subject: &Subject<'_>, disk: &File, root: &Partition, tree: &Partition) -> Result<((), String)> {
     let stated = &subject.manifest.root;
-    ensure!(stated.size <= root.size, "root filesystem of {} bytes is larger than its partition", stated.size);
+    ensure!(
+        stated.size <= root.size,
+        "root filesystem of {} bytes is larger than its partition",
+        stated.size
+    );
     let mut data = Window::new(disk, root.start, stated.size);
     let mut hashes = Window::new(disk, tree.start, tree.size);
     let superblock = verity::check(&mut data, &mut hashes, stated.hash.as_bytes(), subject.threads)?;
-    same("data blocks", stated.size / verity::BLOCK_SIZE, superblock.data_blocks)?;
+    same(
+        "data blocks",
+        stated.size / verity::BLOCK_SIZE,
+        superblock.data_blocks,
+    )?;
     let found = sparse::digest(disk, root.start, stated.size).context("read the root filesystem")?;
     same("sha256 of the root filesystem", stated.sha256, found)?;
-    ensure!(superblock.salt == stated.salt.as_bytes(), "the salt in the superblock is not the manifest's");
-    ensure!(superblock.salt == verity::derive_salt(&found), "the salt does not follow from the root filesystem");
-    ensure!(superblock.uuid == verity::derive_uuid(&found), "the UUID does not follow from the root filesystem");
-    let rest = sparse::is_zero(disk, root.start + stated.size, root.size - stated.size).context("read the disk")?;
+    ensure!(
+        superblock.salt == stated.salt.as_bytes(),
+        "the salt in the superblock is not the manifest's"
+    );
+    ensure!(
+        superblock.salt == verity::derive_salt(&found),
+        "the salt does not follow from the root filesystem"
+    );
+    ensure!(
+        superblock.uuid == verity::derive_uuid(&found),
+        "the UUID does not follow from the root filesystem"
+    );
+    let rest =
+        sparse::is_zero(disk, root.start + stated.size, root.size - stated.size).context("read the disk")?;
     ensure!(rest, "bytes hide behind the root filesystem");
-    Ok(((), format!("{} blocks agree with root hash {}", superblock.data_blocks, stated.hash)))
+    Ok((
+        (),
+        format!(
+            "{} blocks agree with root hash {}",
+            superblock.data_blocks, stated.hash
+        ),
+    ))
 }
 
 /// Opens the root filesystem, reads every file, and checks what it says about itself.
@@ -86,7 +141,9 @@ fn filesystem(subject: &Subject<'_>, disk: &File, root: &Partition, findings: &m
         let block = reader.block_size();
         Ok((reader, format!("squashfs with blocks of {block} bytes")))
     });
-    let Some(reader) = findings.claim("root filesystem", opened) else { return };
+    let Some(reader) = findings.claim("root filesystem", opened) else {
+        return;
+    };
     findings.claim("root filesystem files", all_files(subject, &reader));
     findings.claim("role.json", documents::role(subject, &reader));
     documents::packages(subject, &reader, findings);
@@ -97,7 +154,9 @@ fn all_files(subject: &Subject<'_>, reader: &Reader<File>) -> Result<((), String
     for entry in reader.entries() {
         let (path, metadata) = entry?;
         entries += 1;
-        let Node::File(content) = &metadata.kind else { continue };
+        let Node::File(content) = &metadata.kind else {
+            continue;
+        };
         let mut file = reader.file(content).with_context(|| format!("read {path}"))?;
         let read = io::copy(&mut file, &mut io::sink()).with_context(|| format!("read {path}"))?;
         if read != content.size() {

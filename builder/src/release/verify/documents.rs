@@ -43,25 +43,43 @@ pub(super) fn role(subject: &Subject<'_>, root: &Reader<File>) -> Result<((), St
     same("role", manifest.role.as_str(), role.role.as_str())?;
     same("image", manifest.image.as_str(), role.image.as_str())?;
     same("kernel", manifest.kernel.version.as_str(), role.kernel.as_str())?;
-    let found = role.components.into_iter().map(|component| (component.name, component.version)).collect();
+    let found = role
+        .components
+        .into_iter()
+        .map(|component| (component.name, component.version))
+        .collect();
     equal("component", &components(&manifest.components), &found)?;
-    Ok(((), format!("role {}, {} components", manifest.role, manifest.components.len())))
+    Ok((
+        (),
+        format!("role {}, {} components", manifest.role, manifest.components.len()),
+    ))
 }
 
 fn components(list: &[Component]) -> BTreeSet<(String, String)> {
-    list.iter().map(|component| (component.name.clone(), component.version.clone())).collect()
+    list.iter()
+        .map(|component| (component.name.clone(), component.version.clone()))
+        .collect()
 }
 
 /// dpkg's record in the image, the manifest's count and the bill of materials agree package by package.
 pub(super) fn packages(subject: &Subject<'_>, root: &Reader<File>, findings: &mut Findings) {
     let outcome = installed(root).and_then(|installed| {
-        same("number of installed packages", subject.manifest.packages as usize, installed.len())?;
+        same(
+            "number of installed packages",
+            subject.manifest.packages as usize,
+            installed.len(),
+        )?;
         let materials = Materials::read(subject.folder)?;
         let listed = materials.packages.iter().flat_map(|(name, versions)| {
-            versions.iter().map(move |(version, architecture)| (name.clone(), format!("{version} {architecture}")))
+            versions
+                .iter()
+                .map(move |(version, architecture)| (name.clone(), format!("{version} {architecture}")))
         });
         equal("package", &installed, &listed.collect())?;
-        Ok(((), format!("{} installed, the same in {}", installed.len(), names::SPDX)))
+        Ok((
+            (),
+            format!("{} installed, the same in {}", installed.len(), names::SPDX),
+        ))
     });
     findings.claim("packages", outcome);
 }
@@ -71,7 +89,11 @@ fn installed(root: &Reader<File>) -> Result<BTreeSet<(String, String)>> {
     let path = "usr/lib/sysimage/dpkg/status";
     let mut installed = BTreeSet::new();
     for paragraph in Paragraph::parse_all(&text(root, path)?).with_context(|| format!("/{path}"))? {
-        let field = |name: &str| paragraph.get(name).with_context(|| format!("/{path}: a package has no {name}"));
+        let field = |name: &str| {
+            paragraph
+                .get(name)
+                .with_context(|| format!("/{path}: a package has no {name}"))
+        };
         if !field("Status")?.ends_with(" installed") {
             continue;
         }
@@ -85,14 +107,25 @@ fn installed(root: &Reader<File>) -> Result<BTreeSet<(String, String)>> {
 fn text(root: &Reader<File>, path: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = root.read_file(&TreePath::parse(path.as_bytes())?)?;
-    file.take(LIMIT + 1).read_to_end(&mut bytes).with_context(|| format!("read /{path}"))?;
-    ensure!(bytes.len() as u64 <= LIMIT, "/{path} is larger than {LIMIT} bytes");
+    file.take(LIMIT + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("read /{path}"))?;
+    ensure!(
+        bytes.len() as u64 <= LIMIT,
+        "/{path} is larger than {LIMIT} bytes"
+    );
     Ok(bytes)
 }
 
 /// Error that names the first element which only one of two sets has.
-fn equal(what: &str, expected: &BTreeSet<(String, String)>, found: &BTreeSet<(String, String)>) -> Result<()> {
-    let Some((name, version)) = expected.symmetric_difference(found).next() else { return Ok(()) };
+fn equal(
+    what: &str,
+    expected: &BTreeSet<(String, String)>,
+    found: &BTreeSet<(String, String)>,
+) -> Result<()> {
+    let Some((name, version)) = expected.symmetric_difference(found).next() else {
+        return Ok(());
+    };
     let version_in = |set: &BTreeSet<(String, String)>| {
         let other = set.iter().find(|(other, _)| other == name);
         other.map_or("none".to_owned(), |(_, version)| version.clone())
@@ -104,7 +137,11 @@ fn equal(what: &str, expected: &BTreeSet<(String, String)>, found: &BTreeSet<(St
 /// The documents beside the disk.
 pub(super) fn check(subject: &Subject<'_>, findings: &mut Findings) {
     let spdx = Materials::read(subject.folder).and_then(|materials| {
-        same("number of packages", subject.manifest.packages as usize, materials.package_count())?;
+        same(
+            "number of packages",
+            subject.manifest.packages as usize,
+            materials.package_count(),
+        )?;
         let listed = materials.components.clone().into_iter().collect();
         equal("component", &components(&subject.manifest.components), &listed)?;
         let (packages, modules) = (materials.package_count(), materials.go_modules.len());
@@ -120,14 +157,27 @@ pub(super) fn check(subject: &Subject<'_>, findings: &mut Findings) {
 fn cyclonedx(folder: &Path, materials: &Materials) -> Result<((), String)> {
     let path = folder.join(names::CYCLONEDX);
     let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let document: Value = serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
-    let listed = document["components"].as_array().context("it has no components")?;
-    let purls: BTreeSet<&str> = listed.iter().filter_map(|component| component["purl"].as_str()).collect();
+    let document: Value =
+        serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?;
+    let listed = document["components"]
+        .as_array()
+        .context("it has no components")?;
+    let purls: BTreeSet<&str> = listed
+        .iter()
+        .filter_map(|component| component["purl"].as_str())
+        .collect();
     let expected: BTreeSet<&str> = materials.purls.iter().map(String::as_str).collect();
     if let Some(purl) = expected.symmetric_difference(&purls).next() {
-        anyhow::bail!("{purl} is in only one of {} and {}", names::SPDX, names::CYCLONEDX);
+        anyhow::bail!(
+            "{purl} is in only one of {} and {}",
+            names::SPDX,
+            names::CYCLONEDX
+        );
     }
-    Ok(((), format!("{} package URLs, the same as in {}", purls.len(), names::SPDX)))
+    Ok((
+        (),
+        format!("{} package URLs, the same as in {}", purls.len(), names::SPDX),
+    ))
 }
 
 /// The provenance is signed by the release key and is about this release.
@@ -139,21 +189,46 @@ fn provenance(subject: &Subject<'_>) -> Result<((), String)> {
     let mut subjects = BTreeMap::new();
     for entry in statement["subject"].as_array().context("it has no subjects")? {
         let name = entry["name"].as_str().context("a subject has no name")?;
-        subjects.insert(name, entry["digest"]["sha256"].as_str().context("a subject has no sha256")?);
+        subjects.insert(
+            name,
+            entry["digest"]["sha256"]
+                .as_str()
+                .context("a subject has no sha256")?,
+        );
     }
     // The provenance cannot hold its own digest.
-    let others: Vec<&FileRecord> = manifest.files.iter().filter(|file| file.name != names::PROVENANCE).collect();
+    let others: Vec<&FileRecord> = manifest
+        .files
+        .iter()
+        .filter(|file| file.name != names::PROVENANCE)
+        .collect();
     same("number of subjects", others.len(), subjects.len())?;
     for file in &others {
-        let found = subjects.get(file.name.as_str()).with_context(|| format!("{} is not among its subjects", file.name))?;
-        same(&format!("sha256 of subject {}", file.name), file.sha256.to_string().as_str(), found)?;
+        let found = subjects
+            .get(file.name.as_str())
+            .with_context(|| format!("{} is not among its subjects", file.name))?;
+        same(
+            &format!("sha256 of subject {}", file.name),
+            file.sha256.to_string().as_str(),
+            found,
+        )?;
     }
     let definition = &statement["predicate"]["buildDefinition"];
     let parameters = &definition["externalParameters"];
-    for (name, expected) in [("image", &manifest.image), ("role", &manifest.role), ("version", &manifest.version)] {
-        same(name, expected.as_str(), parameters[name].as_str().unwrap_or_default())?;
+    for (name, expected) in [
+        ("image", &manifest.image),
+        ("role", &manifest.role),
+        ("version", &manifest.version),
+    ] {
+        same(
+            name,
+            expected.as_str(),
+            parameters[name].as_str().unwrap_or_default(),
+        )?;
     }
-    let lock = definition["resolvedDependencies"][0]["digest"]["sha256"].as_str().unwrap_or_default();
+    let lock = definition["resolvedDependencies"][0]["digest"]["sha256"]
+        .as_str()
+        .unwrap_or_default();
     same("lock", manifest.lock.to_string().as_str(), lock)?;
     Ok(((), format!("signed, {} subjects", others.len())))
 }

@@ -17,7 +17,10 @@ use crate::release::{checksums, names};
 /// Checks presence, size and digest of every file, and that the folder holds nothing else.
 pub(super) fn check(folder: &Path, manifest: &Manifest, findings: &mut Findings) -> Result<()> {
     let is_disk = |name: &str| name.starts_with("disk.");
-    let some_disk = manifest.files.iter().any(|file| is_disk(&file.name) && folder.join(&file.name).exists());
+    let some_disk = manifest
+        .files
+        .iter()
+        .any(|file| is_disk(&file.name) && folder.join(&file.name).exists());
     let outcomes = in_parallel(&manifest.files, |record| record_matches(folder, record));
     for (record, outcome) in manifest.files.iter().zip(outcomes) {
         let check = format!("file {}", record.name);
@@ -25,17 +28,26 @@ pub(super) fn check(folder: &Path, manifest: &Manifest, findings: &mut Findings)
             findings.warn(&check, "not here; another format of the disk is");
             continue;
         }
-        findings.signed(&check, outcome.map(|()| ((), format!("{} bytes, sha256 {}", record.size, record.sha256))));
+        findings.signed(
+            &check,
+            outcome.map(|()| ((), format!("{} bytes, sha256 {}", record.size, record.sha256))),
+        );
     }
-    findings.signed(&format!("file {}", names::CHECKSUMS), checksums_match(folder, manifest));
+    findings.signed(
+        &format!("file {}", names::CHECKSUMS),
+        checksums_match(folder, manifest),
+    );
     strangers(folder, manifest, findings)
 }
 
 fn record_matches(folder: &Path, record: &FileRecord) -> Result<()> {
-    let plain = !record.name.is_empty() && !record.name.contains('/') && record.name != "." && record.name != "..";
+    let plain =
+        !record.name.is_empty() && !record.name.contains('/') && record.name != "." && record.name != "..";
     ensure!(plain, "`{}` is not the name of a file in the folder", record.name);
     let path = folder.join(&record.name);
-    let metadata = path.symlink_metadata().with_context(|| format!("{} is missing", record.name))?;
+    let metadata = path
+        .symlink_metadata()
+        .with_context(|| format!("{} is missing", record.name))?;
     ensure!(metadata.is_file(), "{} is not a regular file", record.name);
     same("size", record.size, metadata.len())?;
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
@@ -55,7 +67,10 @@ fn checksums_match(folder: &Path, manifest: &Manifest) -> Result<((), String)> {
         let mut pairs = expected.lines().zip(found.lines());
         let differing = pairs.find(|(expected, found)| expected != found);
         let (expected, found) = differing.unwrap_or(("another number of lines", "these"));
-        return Err(anyhow!("{} says `{found}`, expected `{expected}`", names::CHECKSUMS));
+        return Err(anyhow!(
+            "{} says `{found}`, expected `{expected}`",
+            names::CHECKSUMS
+        ));
     }
     Ok(((), format!("{} lines agree with the signed list", records.len())))
 }
@@ -65,7 +80,9 @@ fn strangers(folder: &Path, manifest: &Manifest, findings: &mut Findings) -> Res
     known.extend([names::MANIFEST, names::MANIFEST_SIGNATURE, names::CHECKSUMS]);
     let mut unknown = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
-        let name = entry.with_context(|| format!("read {}", folder.display()))?.file_name();
+        let name = entry
+            .with_context(|| format!("read {}", folder.display()))?
+            .file_name();
         let name = name.to_string_lossy().into_owned();
         if !known.contains(name.as_str()) {
             unknown.push(name);
@@ -73,21 +90,28 @@ fn strangers(folder: &Path, manifest: &Manifest, findings: &mut Findings) -> Res
     }
     unknown.sort();
     for name in unknown {
-        findings.warn(&format!("file {name}"), "not part of the release: nobody signed it");
+        findings.warn(
+            &format!("file {name}"),
+            "not part of the release: nobody signed it",
+        );
     }
     Ok(())
 }
 
 /// The digests of parts of `file`, each given by start and length.
 pub(super) fn digests(file: &File, parts: &[(u64, u64)]) -> Vec<Result<Digest>> {
-    in_parallel(parts, |(start, length)| Ok(sparse::digest(file, *start, *length)?))
+    in_parallel(parts, |(start, length)| {
+        Ok(sparse::digest(file, *start, *length)?)
+    })
 }
 
 /// What `work` makes of each item, in their order; on all processors.
 fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> Result<O> + Sync) -> Vec<Result<O>> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::with_capacity(items.len()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(items.len());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -95,12 +119,17 @@ fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> Result<O> + S
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(index) else { break };
                     let outcome = work(item);
-                    outcomes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, outcome));
+                    outcomes
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .push((index, outcome));
                 }
             });
         }
     });
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut outcomes = outcomes
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     outcomes.sort_by_key(|(index, _)| *index);
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }

@@ -74,21 +74,37 @@ impl Findings {
     }
 
     fn add(&mut self, check: &str, state: State, detail: String) {
-        self.list.push(Finding { check: check.to_owned(), state, detail });
+        self.list.push(Finding {
+            check: check.to_owned(),
+            state,
+            detail,
+        });
     }
 
     /// Error when a check failed: exit code 5 when the bytes are not the signed ones, 7 when they are and what they
     /// claim is wrong.
     pub fn conclude(&self) -> Result<()> {
-        let failed: Vec<&Finding> =
-            self.list.iter().filter(|finding| matches!(finding.state, State::Mismatch | State::Contradiction)).collect();
+        let failed: Vec<&Finding> = self
+            .list
+            .iter()
+            .filter(|finding| matches!(finding.state, State::Mismatch | State::Contradiction))
+            .collect();
         if failed.is_empty() {
             return Ok(());
         }
         let mismatch = failed.iter().any(|finding| finding.state == State::Mismatch);
-        let code = if mismatch { ExitCode::Mismatch } else { ExitCode::Verification };
+        let code = if mismatch {
+            ExitCode::Mismatch
+        } else {
+            ExitCode::Verification
+        };
         let names: Vec<&str> = failed.iter().map(|finding| finding.check.as_str()).collect();
-        let message = format!("{} of {} checks failed: {}", failed.len(), self.list.len(), names.join(", "));
+        let message = format!(
+            "{} of {} checks failed: {}",
+            failed.len(),
+            self.list.len(),
+            names.join(", ")
+        );
         Err(Failure::new(code, message).into())
     }
 }
@@ -105,7 +121,10 @@ impl Display for Findings {
             // A file name from outside must not forge a line.
             let mut line = String::new();
             write!(line, "{mark}  {}: {}", finding.check, finding.detail)?;
-            let line: String = line.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+            let line: String = line
+                .chars()
+                .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+                .collect();
             writeln!(f, "{line}")?;
         }
         Ok(())

@@ -20,7 +20,8 @@ use crate::sign::{Signer, authenticode, ovmf_vars};
 use crate::tree::{Content, Entry, Kind, Tree, TreePath};
 
 const ROLE: &str = r#"{"role": "tiny", "image": "test", "kernel": "6.8.0", "components": []}"#;
-const STATUS: &str = "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.39-0ubuntu8\n";
+const STATUS: &str =
+    "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.39-0ubuntu8\n";
 const EPOCH: u32 = 1_700_000_000;
 
 static RELEASE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -31,18 +32,41 @@ static RELEASE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 
 fn tree() -> Tree {
     let mut tree = Tree::new(EPOCH);
-    let entry = |mode, kind| Entry { mode, uid: 0, gid: 0, xattrs: Default::default(), kind };
-    for path in ["usr", "usr/lib", "usr/lib/kimage", "usr/lib/sysimage", "usr/lib/sysimage/dpkg"] {
-        tree.insert(TreePath::parse(path.as_bytes()).unwrap(), entry(0o755, Kind::Directory)).unwrap();
+    let entry = |mode, kind| Entry {
+        mode,
+        uid: 0,
+        gid: 0,
+        xattrs: Default::default(),
+        kind,
+    };
+    for path in [
+        "usr",
+        "usr/lib",
+        "usr/lib/kimage",
+        "usr/lib/sysimage",
+        "usr/lib/sysimage/dpkg",
+    ] {
+        tree.insert(
+            TreePath::parse(path.as_bytes()).unwrap(),
+            entry(0o755, Kind::Directory),
+        )
+        .unwrap();
     }
-    let noise: Vec<u8> = (0..600_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> = (0..600_000u32)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
     for (path, bytes) in [
         ("usr/lib/kimage/role.json", ROLE.as_bytes()),
         ("usr/lib/sysimage/dpkg/status", STATUS.as_bytes()),
         ("usr/noise", &noise),
     ] {
-        let kind = Kind::File { content: Content::Bytes(Arc::from(bytes)), size: bytes.len() as u64, digest: Digest::of(bytes) };
-        tree.insert(TreePath::parse(path.as_bytes()).unwrap(), entry(0o644, kind)).unwrap();
+        let kind = Kind::File {
+            content: Content::Bytes(Arc::from(bytes)),
+            size: bytes.len() as u64,
+            digest: Digest::of(bytes),
+        };
+        tree.insert(TreePath::parse(path.as_bytes()).unwrap(), entry(0o644, kind))
+            .unwrap();
     }
     tree
 }
@@ -51,26 +75,61 @@ fn tree() -> Tree {
 fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
     let (signer, tree, scratch) = (testing::signer(), tree(), tempfile::tempdir().unwrap());
     let identity = signer.identity();
-    let sealed = root::seal(&tree, &Default::default(), None, scratch.path(), 1, &Progress::silent()).unwrap();
+    let sealed = root::seal(
+        &tree,
+        &Default::default(),
+        None,
+        scratch.path(),
+        1,
+        &Progress::silent(),
+    )
+    .unwrap();
     let version = format!("20231114-{}", &sealed.root_hash.to_string()[..8]);
     let command_line = format!("roothash={} quiet", sealed.root_hash);
     let os_release = format!("ID=test\nIMAGE_ID=kimage-tiny\nIMAGE_VERSION={version}\n");
-    let stub = pe::sample(&[(b".text", &[0x90; 64]), (b".sdmagic", b"#### LoaderInfo: systemd-stub 255.4 ####")]);
+    let stub = pe::sample(&[
+        (b".text", &[0x90; 64]),
+        (b".sdmagic", b"#### LoaderInfo: systemd-stub 255.4 ####"),
+    ]);
     let kernel = pe::sample(&[(b".text", b"kernel")]);
     let sections = [
-        Section { kind: SectionKind::OsRelease, data: os_release.as_bytes() },
-        Section { kind: SectionKind::CommandLine, data: command_line.as_bytes() },
-        Section { kind: SectionKind::KernelRelease, data: b"6.8.0" },
-        Section { kind: SectionKind::Linux, data: &kernel },
+        Section {
+            kind: SectionKind::OsRelease,
+            data: os_release.as_bytes(),
+        },
+        Section {
+            kind: SectionKind::CommandLine,
+            data: command_line.as_bytes(),
+        },
+        Section {
+            kind: SectionKind::KernelRelease,
+            data: b"6.8.0",
+        },
+        Section {
+            kind: SectionKind::Linux,
+            data: &kernel,
+        },
     ];
     let uki = authenticode::sign(&assemble(&stub, &sections).unwrap(), signer).unwrap();
     let loader = authenticode::sign(&stub, signer).unwrap();
     let uki_path = format!("EFI/Linux/kimage_{version}+3.efi");
     let esp = [
-        EspFile { path: "EFI/BOOT/BOOTX64.EFI", data: &loader },
-        EspFile { path: "EFI/systemd/systemd-bootx64.efi", data: &loader },
-        EspFile { path: &uki_path, data: &uki },
-        EspFile { path: "loader/loader.conf", data: LOADER_CONFIGURATION },
+        EspFile {
+            path: "EFI/BOOT/BOOTX64.EFI",
+            data: &loader,
+        },
+        EspFile {
+            path: "EFI/systemd/systemd-bootx64.efi",
+            data: &loader,
+        },
+        EspFile {
+            path: &uki_path,
+            data: &uki,
+        },
+        EspFile {
+            path: "loader/loader.conf",
+            data: LOADER_CONFIGURATION,
+        },
     ];
     let content = DiskContent {
         esp: &esp,
@@ -127,8 +186,14 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
     for (name, bytes) in [
         (names::UKI, uki),
         (names::OVMF_VARS, ovmf_vars::enrolled(identity).unwrap()),
-        (names::RELEASE_KEY, keys::release_public_pem(&identity.release).into_bytes()),
-        (names::DATABASE_CERTIFICATE, keys::certificate_pem(&identity.database).into_bytes()),
+        (
+            names::RELEASE_KEY,
+            keys::release_public_pem(&identity.release).into_bytes(),
+        ),
+        (
+            names::DATABASE_CERTIFICATE,
+            keys::certificate_pem(&identity.database).into_bytes(),
+        ),
     ] {
         std::fs::write(folder.join(name), &bytes).unwrap();
         manifest.files.push(FileRecord::of_bytes(name, &bytes));
@@ -141,7 +206,12 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
         path: "pool/libc6.deb".to_owned(),
         sha256: Digest::of(b"deb"),
     };
-    let bill = Bill { distribution: "test".to_owned(), distribution_version: "1".to_owned(), packages: vec![package], components: Vec::new() };
+    let bill = Bill {
+        distribution: "test".to_owned(),
+        distribution_version: "1".to_owned(),
+        packages: vec![package],
+        components: Vec::new(),
+    };
     lie(&mut manifest);
     crate::release::write(folder, manifest, &bill, signer).unwrap();
 }
@@ -153,7 +223,9 @@ fn own_key() -> Trust {
 fn copy() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(RELEASE.path()).unwrap() {
-        let (from, to): (PathBuf, PathBuf) = entry.map(|entry| (entry.path(), folder.path().join(entry.file_name()))).unwrap();
+        let (from, to): (PathBuf, PathBuf) = entry
+            .map(|entry| (entry.path(), folder.path().join(entry.file_name())))
+            .unwrap();
         let (source, target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
         target.set_len(source.metadata().unwrap().len()).unwrap();
         disk::sparse::copy(&source, &target, 0).unwrap();
@@ -171,15 +243,26 @@ fn flip(path: &Path, place: u64) {
 /// Exit code and the names of the checks that failed.
 fn verdict(folder: &Path, trust: Trust) -> (Option<ExitCode>, Vec<String>) {
     let (_, findings) = verify(folder, trust).unwrap();
-    let failed = findings.list().iter().filter(|finding| matches!(finding.state, State::Mismatch | State::Contradiction));
-    (findings.conclude().err().map(|error| exit_code(&error)), failed.map(|finding| finding.check.clone()).collect())
+    let failed = findings
+        .list()
+        .iter()
+        .filter(|finding| matches!(finding.state, State::Mismatch | State::Contradiction));
+    (
+        findings.conclude().err().map(|error| exit_code(&error)),
+        failed.map(|finding| finding.check.clone()).collect(),
+    )
 }
 
 #[test]
 fn a_whole_release_holds() {
     assert_eq!(verdict(RELEASE.path(), own_key()), (None, Vec::new()));
     let (_, findings) = verify(RELEASE.path(), Trust::Folder).unwrap();
-    assert!(findings.list().iter().any(|finding| finding.check == "key" && finding.state == State::Warning));
+    assert!(
+        findings
+            .list()
+            .iter()
+            .any(|finding| finding.check == "key" && finding.state == State::Warning)
+    );
 }
 
 #[test]
@@ -196,7 +279,9 @@ fn a_flipped_byte_of_the_disk_is_named() {
     let start = |name: &str| contents::partition(&manifest, name).unwrap().offset;
     let uki = std::fs::read(RELEASE.path().join(names::UKI)).unwrap();
     let disk = std::fs::read(RELEASE.path().join(contents::RAW_DISK)).unwrap();
-    let uki_at = disk[start(contents::BOOT) as usize..].windows(200).rposition(|window| *window == uki[uki.len() - 400..][..200]);
+    let uki_at = disk[start(contents::BOOT) as usize..]
+        .windows(200)
+        .rposition(|window| *window == uki[uki.len() - 400..][..200]);
     let uki_at = start(contents::BOOT) + uki_at.unwrap() as u64;
     for (place, expected) in [
         (1024 + 40, "partition table"),
@@ -213,18 +298,31 @@ fn a_flipped_byte_of_the_disk_is_named() {
         let (code, failed) = verdict(folder.path(), own_key());
         assert_eq!(code, Some(ExitCode::Mismatch), "{expected}");
         assert!(failed.contains(&"file disk.raw".to_owned()), "{failed:?}");
-        assert!(failed.iter().any(|check| check.starts_with(expected)), "{expected}: {failed:?}");
+        assert!(
+            failed.iter().any(|check| check.starts_with(expected)),
+            "{expected}: {failed:?}"
+        );
     }
 }
 
 #[test]
 fn flipped_missing_and_strange_files_are_named() {
-    for name in [names::MANIFEST_SIGNATURE, names::UKI, names::OVMF_VARS, names::SPDX, names::PROVENANCE, names::CHECKSUMS] {
+    for name in [
+        names::MANIFEST_SIGNATURE,
+        names::UKI,
+        names::OVMF_VARS,
+        names::SPDX,
+        names::PROVENANCE,
+        names::CHECKSUMS,
+    ] {
         let folder = copy();
         flip(&folder.path().join(name), 50);
         let (code, failed) = verdict(folder.path(), own_key());
         assert_eq!(code, Some(ExitCode::Mismatch), "{name}");
-        assert!(failed.iter().any(|check| check.ends_with(name)), "{name}: {failed:?}");
+        assert!(
+            failed.iter().any(|check| check.ends_with(name)),
+            "{name}: {failed:?}"
+        );
     }
     let folder = copy();
     flip(&folder.path().join(names::MANIFEST), 40);
@@ -233,7 +331,13 @@ fn flipped_missing_and_strange_files_are_named() {
     std::fs::remove_file(folder.path().join(names::DATABASE_CERTIFICATE)).unwrap();
     std::fs::write(folder.path().join("notes"), b"x").unwrap();
     let (_, findings) = verify(folder.path(), own_key()).unwrap();
-    let state = |check: &str| findings.list().iter().find(|finding| finding.check == check).map(|finding| finding.state);
+    let state = |check: &str| {
+        findings
+            .list()
+            .iter()
+            .find(|finding| finding.check == check)
+            .map(|finding| finding.state)
+    };
     assert_eq!(state("file db.crt"), Some(State::Mismatch));
     assert_eq!(state("file notes"), Some(State::Warning));
 }
@@ -241,12 +345,20 @@ fn flipped_missing_and_strange_files_are_named() {
 #[test]
 fn a_signed_lie_is_a_contradiction() {
     let lies: [(&str, fn(&mut Manifest)); 6] = [
-        ("partition root-a", |manifest| manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()),
-        ("uki sections", |manifest| manifest.kernel.command_line.push_str(" debug")),
-        ("uki pcr11", |manifest| manifest.kernel.pcr11.ready = Digest::of(b"other")),
+        ("partition root-a", |manifest| {
+            manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()
+        }),
+        ("uki sections", |manifest| {
+            manifest.kernel.command_line.push_str(" debug")
+        }),
+        ("uki pcr11", |manifest| {
+            manifest.kernel.pcr11.ready = Digest::of(b"other")
+        }),
         ("packages", |manifest| manifest.packages = 2),
         ("role.json", |manifest| manifest.role = "worker".to_owned()),
-        ("ovmf-vars.fd", |manifest| manifest.keys.platform_key = Digest::of(b"other")),
+        ("ovmf-vars.fd", |manifest| {
+            manifest.keys.platform_key = Digest::of(b"other")
+        }),
     ];
     for (check, lie) in lies {
         let folder = tempfile::tempdir().unwrap();

@@ -14,7 +14,12 @@ pub(super) struct Window<'a> {
 
 impl<'a> Window<'a> {
     pub(super) fn new(file: &'a File, start: u64, length: u64) -> Self {
-        Self { file, start, length, position: 0 }
+        Self {
+            file,
+            start,
+            length,
+            position: 0,
+        }
     }
 }
 
@@ -22,7 +27,9 @@ impl Read for Window<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.length.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let count = buffer.len().min(left);
-        let count = self.file.read_at(&mut buffer[..count], self.start + self.position)?;
+        let count = self
+            .file
+            .read_at(&mut buffer[..count], self.start + self.position)?;
         self.position += count as u64;
         Ok(count)
     }
