@@ -126,7 +126,12 @@ pub struct Build {
     #[command(flatten)]
     pub image: ImageArgument,
     /// Disk formats, separated by commas
-    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "raw,qcow2")]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_delimiter = ',',
+        default_value = "raw,qcow2"
+    )]
     pub format: Vec<DiskFormat>,
     /// Folder that gets the folder of the role
     #[arg(long, value_name = "OUT", default_value = "out", value_hint = ValueHint::DirPath)]
@@ -190,7 +195,13 @@ Examples:
   kimage vendor --import inputs.tar        where there is none: take them into the store,
   kimage build --role worker --offline     then build
 
-The file is a plain tar, equal for equal inputs. Every file in it is checked against its digest when it is imported.")]
+FILE holds all packages and the built components, so that the other machine needs neither a network nor Go nor Rust.
+It builds only what the same definition and lock say: build keys of components cover their definition, sources and
+compilers. What the store lacks is fetched and built before FILE is written.
+
+FILE is a plain tar, equal for equal inputs. Every file in it is checked against its digest when it is imported. A
+package proves itself by the lock; a built component is as trustworthy as who made FILE, so compare the digest of FILE,
+which both commands print.")]
 pub struct Vendor {
     /// The file to write, or with --import to read
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -281,30 +292,72 @@ pub struct KeysNew {
 /// `kimage run`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The disk is not changed: writes go to a temporary overlay. The serial console is on this terminal; Ctrl-A X ends it.
-Without /dev/kvm the machine is emulated, some 20 times slower. `kimage doctor` says what is missing.
+The machine enforces Secure Boot with the keys of DIR/ovmf-vars.fd. Its disk is a copy of DIR/disk.raw, which stays as
+it is. The serial console is on this terminal: Ctrl-A X ends the machine, Ctrl-A C opens QEMU's monitor, Ctrl-A H lists
+more. Without KVM the machine is emulated, some 20 times slower. `kimage doctor` says what is missing.
 
 Examples:
   kimage run out/worker
-  kimage run out/control-plane --memory 4096 --user-data node.yaml")]
+  kimage run out/control-plane --memory 4096 --cpus 4
+  kimage run out/etcd --keep etcd-1.raw            the state outlives the machine; run again to continue")]
 pub struct Run {
     /// Folder that `kimage build` wrote
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directory: PathBuf,
+    /// Size of the machine's disk, as 20G; units K, M, G, T are powers of 1024 [default: the image and 8G for its state]
+    #[arg(long, value_name = "SIZE", value_parser = disk_size)]
+    pub disk_size: Option<u64>,
+    /// Disk file of the machine: made from the image where absent, taken as it is where not [default: a temporary one]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub keep: Option<PathBuf>,
+    /// What executes the machine's code; auto tries KVM first
+    #[arg(long, value_name = "HOW", value_enum, default_value = "auto")]
+    pub accel: Acceleration,
     /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(256..))]
     pub memory: u32,
     /// Virtual processors
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     pub cpus: u32,
-    /// NodeConfig to hand to the machine as user-data
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub user_data: Option<PathBuf>,
+}
+
+/// What executes a machine's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Acceleration {
+    /// KVM where a machine boots with it, emulation elsewhere
+    Auto,
+    /// The processor itself
+    Kvm,
+    /// QEMU's emulation
+    Tcg,
+}
+
+/// Bytes of `20G`.
+fn disk_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let wrong = || format!("`{text}` is not a size such as 20G");
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+    // QEMU would round a raw file up to its sectors.
+    if bytes % 512 == 0 {
+        Ok(bytes)
+    } else {
+        Err(format!("`{text}` is not a multiple of 512 bytes"))
+    }
 }
 
 /// `kimage doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
+    /// Base image, whose mirrors are tried.
+    #[command(flatten)]
+    pub image: ImageArgument,
     /// Don't try to reach mirrors
     #[arg(long)]
     pub offline: bool,
@@ -336,12 +389,21 @@ mod tests {
 
     #[test]
     fn formats_are_separated_by_commas() {
-        let cli = Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2"])
-            .unwrap();
+        let cli =
+            Cli::try_parse_from(["kimage", "build", "--role", "worker", "--format", "raw,qcow2"]).unwrap();
         let Command::Build(build) = cli.command else {
             panic!("not a build")
         };
         assert_eq!(build.format, [DiskFormat::Raw, DiskFormat::Qcow2]);
+    }
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(disk_size("20G"), Ok(20 << 30));
+        assert_eq!(disk_size("1024"), Ok(1024));
+        for wrong in ["", "G", "1.5G", "-1", "99999999999T", "1000", "5X", "ä"] {
+            assert!(disk_size(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -7,8 +7,9 @@ mod doctor;
 mod inspect;
 mod keys;
 mod lock;
-mod verify;
+mod run;
 mod vendor;
+mod verify;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -83,7 +84,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
-        Command::Run(_) => bail!("`kimage run` is not wired yet"),
+        Command::Run(arguments) => run::run(&arguments, &context),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),
         Command::Completion(arguments) => completion::run(&arguments),
     }

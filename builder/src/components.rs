@@ -10,7 +10,6 @@ mod module_hash;
 mod overlay;
 mod registry;
 mod release;
-mod vendor;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -21,12 +20,11 @@ use serde::{Deserialize, Serialize};
 use crate::definition::Component;
 use crate::definition::component::{GuestPath, Image, Source};
 use crate::digest::{Digest, Hasher};
-use crate::failure::{ExitCode, Failure};
 use crate::download::Network;
+use crate::failure::{ExitCode, Failure};
 use crate::lock::{Lock, LockedToolchain};
 use crate::progress::Progress;
 use crate::store::Store;
-pub use vendor::vendor_files;
 
 /// Changes when the same definition gives other bytes than before.
 const RECIPE: u32 = 1;
@@ -184,6 +182,12 @@ pub fn build(
         built.push(build_one(component, &bench).with_context(|| format!("component {}", component.name))?);
     }
     Ok(built)
+}
+
+/// Kind and key of the store's artifacts that hold `components` as built: all that another machine needs of them.
+pub fn artifacts(components: &[Component], lock: &Lock) -> Result<Vec<(String, Digest)>> {
+    let artifact = |component| Ok((ARTIFACT.to_owned(), content_key(component, lock)?));
+    components.iter().map(artifact).collect()
 }
 
 /// The artifact key of a component: everything that determines its bytes.

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use crate::failure::{ExitCode, Failure};
 
 pub use component::Component;
+pub(crate) use field::mirror_url;
 pub use image::Image;
 pub use role::Role;
 pub use suggestion::nearest;

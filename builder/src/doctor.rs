@@ -8,9 +8,10 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::failure;
 use crate::download::{Policy, document_with};
+use crate::failure;
 use crate::progress::{Progress, bytes};
+use crate::qemu::{Accelerator, Firmware};
 use crate::store::Store;
 
 use host::Host;
@@ -89,13 +90,14 @@ impl Check {
     }
 }
 
-/// Looks at all that building and running need. `documents` are URLs that should answer (an archive's InRelease).
-pub fn examine(store: &Result<Store>, documents: &[String], progress: &Progress) -> Vec<Check> {
+/// Looks at all that building and running need. `documents` are URLs that should answer (an archive's InRelease), or
+/// why there is none.
+pub fn examine(store: &Result<Store>, documents: &[Result<String>], progress: &Progress) -> Vec<Check> {
     let host = Host::this();
     let mut checks = sandbox::checks(&host);
     checks.extend(store.iter().map(sandbox::tried));
     checks.push(store_space(store));
-    checks.extend(documents.iter().map(|url| reachable(url, progress)));
+    checks.extend(documents.iter().map(|url| archive(url, progress)));
     checks.extend([go(&host), rust(&host), qemu(&host), firmware(&host), kvm(&host)]);
     checks
 }
@@ -130,18 +132,23 @@ fn store_space(store: &Result<Store>) -> Check {
     }
 }
 
-fn reachable(url: &str, progress: &Progress) -> Check {
+fn archive(url: &Result<String>, progress: &Progress) -> Check {
     let name = "archive";
+    let limited = |error: &anyhow::Error| {
+        let hints: Vec<&str> = failure::hints(error).collect();
+        Check::limited(name, format!("{error:#}"), hints.join("\n"))
+    };
     let policy = Policy {
         rounds: 1,
         ..Policy::default()
     };
-    match document_with(&[url.to_owned()], REACHABLE_BYTES, progress, &policy) {
+    let url = match url {
+        Ok(url) => url,
+        Err(error) => return limited(error),
+    };
+    match document_with(std::slice::from_ref(url), REACHABLE_BYTES, progress, &policy) {
         Ok(_) => Check::fine(name, format!("{url} answers")),
-        Err(error) => {
-            let hints: Vec<&str> = failure::hints(&error).collect();
-            Check::limited(name, format!("{error:#}"), hints.join("\n"))
-        }
+        Err(error) => limited(&error),
     }
 }
 
@@ -179,18 +186,10 @@ fn qemu(host: &Host) -> Check {
     )
 }
 
-/// Where distributions put OVMF with Secure Boot.
-const FIRMWARE: [&str; 4] = [
-    "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
-    "/usr/share/OVMF/OVMF_CODE_4M.ms.fd",
-    "/usr/share/edk2/ovmf/OVMF_CODE_4M.secboot.qcow2",
-    "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
-];
-
 fn firmware(host: &Host) -> Check {
     let name = "OVMF";
-    match FIRMWARE.iter().find(|path| host.exists(path)) {
-        Some(path) => Check::fine(name, *path),
+    match Firmware::find_where(true, |path| path.to_str().is_some_and(|path| host.exists(path))) {
+        Some(firmware) => Check::fine(name, firmware.code.display().to_string()),
         None => {
             let remedy = "needed for `kimage run`: sudo apt-get install ovmf";
             Check::limited(name, "no UEFI firmware with Secure Boot found", remedy)
@@ -201,7 +200,16 @@ fn firmware(host: &Host) -> Check {
 fn kvm(host: &Host) -> Check {
     let name = "KVM";
     match host.open_read_write("/dev/kvm") {
-        Ok(()) => Check::fine(name, "/dev/kvm opens"),
+        // On nested hosts it may open and yet run nothing. Without QEMU nobody can tell.
+        Ok(()) => match Accelerator::Kvm.boots() {
+            Ok(true) => Check::fine(name, "a machine boots with it"),
+            Err(_) => Check::fine(name, "/dev/kvm opens"),
+            Ok(false) => Check::limited(
+                name,
+                "/dev/kvm opens, but no machine boots with it: `kimage run` emulates, some 20 times slower",
+                "on a nested host, switch on nested virtualisation in the one below",
+            ),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             let remedy = "sudo usermod -aG kvm $USER, then log in again";
             Check::limited(
@@ -248,7 +256,7 @@ mod tests {
 
     #[test]
     fn an_archive_that_does_not_answer_limits() {
-        let check = reachable("file:///nowhere/InRelease", &Progress::silent());
+        let check = archive(&Ok("file:///nowhere/InRelease".to_owned()), &Progress::silent());
         assert_eq!(check.state, State::Limited);
         assert!(check.found.contains("/nowhere/InRelease"), "{check:?}");
     }

@@ -7,10 +7,10 @@
 mod attempts;
 mod client;
 mod document;
-mod transfer;
 mod forward;
 mod policy;
 mod proxy;
+mod transfer;
 mod url;
 pub mod vendor;
 

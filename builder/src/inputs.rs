@@ -11,20 +11,42 @@ use crate::progress::Progress;
 use crate::store::Store;
 
 /// What to fetch for an image: all packages of `roles`, each from every mirror of its suite and, last, from the
-/// snapshot at the lock's time.
-pub fn requests(image: &Image, lock: &Lock, roles: &[&str], given: &[String]) -> Result<Vec<Request>> {
+/// snapshot at the lock's time. Offline from nowhere: then no mirror is needed, and a host without apt sources must be
+/// able to build.
+pub fn requests(
+    image: &Image,
+    lock: &Lock,
+    roles: &[&str],
+    given: &[String],
+    network: Network,
+) -> Result<Vec<Request>> {
+    let wanted = |package: &&LockedPackage| {
+        package.base || package.roles.iter().any(|role| roles.contains(&role.as_str()))
+    };
+    if network == Network::Offline {
+        return Ok(lock.package.iter().filter(wanted).map(without_urls).collect());
+    }
     let archive = &image.manifest.archive;
-    let snapshot = archive.snapshot.as_ref().map(|url| snapshot_url(url, lock.epoch)).transpose()?;
+    let snapshot = archive
+        .snapshot
+        .as_ref()
+        .map(|url| snapshot_url(url, lock.epoch))
+        .transpose()?;
     let mut places: Vec<(&str, Mirrors)> = Vec::new();
     for suite in &archive.suites {
         let mirrors = mirrors::of(archive, suite, given)?;
         places.push((&suite.name, mirrors.and(snapshot.clone())));
     }
-    let wanted = |package: &&LockedPackage| package.base || package.roles.iter().any(|role| roles.contains(&role.as_str()));
     let request = |package: &LockedPackage| {
-        let (_, mirrors) = places.iter().find(|(suite, _)| *suite == package.suite).with_context(|| {
-            format!("package {} is locked from suite {}, which the definition does not have", package.name, package.suite)
-        })?;
+        let (_, mirrors) = places
+            .iter()
+            .find(|(suite, _)| *suite == package.suite)
+            .with_context(|| {
+                format!(
+                    "package {} is locked from suite {}, which the definition does not have",
+                    package.name, package.suite
+                )
+            })?;
         Ok(Request {
             name: format!("{} {}", package.name, package.version),
             urls: mirrors.urls(&package.path),
@@ -45,19 +67,24 @@ pub fn fetch(
     store: &Store,
     progress: &Progress,
 ) -> Result<()> {
-    // Without a network no mirror is needed, and a host without apt sources must be able to build.
-    let requests = match network {
-        Network::Online => requests(image, lock, &[role], given)?,
-        Network::Offline => lock.packages_of(role).map(without_urls).collect(),
-    };
+    let requests = requests(image, lock, &[role], given, network)?;
     download::fetch(&requests, store, network, progress)
 }
 
 fn without_urls(package: &LockedPackage) -> Request {
     let name = format!("{} {}", package.name, package.version);
-    Request { name, urls: Vec::new(), digest: package.sha256, size: package.size }
+    Request {
+        name,
+        urls: Vec::new(),
+        digest: package.sha256,
+        size: package.size,
+    }
 }
 
+#[expect(
+    clippy::literal_string_with_formatting_args,
+    reason = "the definition's own template"
+)]
 fn snapshot_url(template: &str, epoch: u32) -> Result<String> {
     let time = Timestamp::from_second(i64::from(epoch)).context("the lock's epoch")?;
     Ok(template.replace("{time}", &time.strftime("%Y%m%dT%H%M%SZ").to_string()))

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
-//! [`store`] and [`tool`]. Only the [`commands`] see all stages.
+//! [`store`], [`tool`], [`download`] and [`qemu`]. Only the [`commands`] see all stages.
 //! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer.
 
 pub mod archive;
@@ -16,13 +16,14 @@ pub mod definition;
 pub mod digest;
 pub mod disk;
 pub mod doctor;
-pub mod failure;
 pub mod download;
+pub mod failure;
 pub mod inputs;
 pub mod lock;
 pub mod partitions;
 pub mod pipeline;
 pub mod progress;
+pub mod qemu;
 pub mod release;
 pub mod sign;
 pub mod store;

@@ -1,6 +1,7 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
 pub mod rebuild;
+mod unchanged;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ use crate::release::{self, names};
 use crate::sign::{Signer, authenticode, keys, ovmf_vars};
 use crate::store::Store;
 use crate::tree::{self, Assembled, Workshop};
+use unchanged::Key;
 
 /// Bytes of compressed blocks that the store keeps: some ten images.
 const BLOCK_CACHE: u64 = 3 << 30;
@@ -75,26 +77,66 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
-    inputs::fetch(&definition.image, &lock, &order.role, &order.mirrors, order.access.network, store, progress)?;
+    let key = Key::new(order, &definition, &lock, signer.identity())?;
+    if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
+        progress.line(&format!(
+            "nothing changed since {} was built",
+            order.output.join(&order.role).display()
+        ));
+        return Ok(manifest);
+    }
+    inputs::fetch(
+        &definition.image,
+        &lock,
+        &order.role,
+        &order.mirrors,
+        order.access.network,
+        store,
+        progress,
+    )?;
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
     let staging = Staging::begin(&order.output, &order.role)?;
 
     let task = progress.task("assemble the root filesystem", None);
     let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
-    let options = tree::Options { cache: order.cache, workshop: Workshop { program: None, jobs: order.jobs } };
+    let options = tree::Options {
+        cache: order.cache,
+        workshop: Workshop {
+            program: None,
+            jobs: order.jobs,
+        },
+    };
     let assembled = tree::assemble(&definition, &lock, store, baked, progress, &options)?;
     task.done();
 
     let scratch = store.scratch()?;
     let sealed = seal(order, &definition, &assembled, store, scratch.path(), progress)?;
     let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
+    for pattern in &unsigned.unmatched {
+        let kernel = &assembled.kernel.version;
+        progress.warn(&format!(
+            "images/{}/image.toml: stage0-hardware: kernel {kernel} has no module `{pattern}`",
+            order.image
+        ));
+    }
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
     let disk = write_disks(order, &lock, &sealed, &signed, signer, staging.path(), progress)?;
-    let manifest = describe(order, &definition, &lock, &assembled, &built, &sealed, &signed, &disk, signer)?;
+    let manifest = describe(
+        order,
+        &definition,
+        &lock,
+        &assembled,
+        &built,
+        &sealed,
+        &signed,
+        &disk,
+        signer,
+    )?;
     let bill = bill::of(&lock, &order.role, &assembled, &built)?;
     let manifest = finish(order, manifest, &bill, &signed, signer, staging.path())?;
     staging.publish()?;
+    key.remember(order, store)?;
     Ok(manifest)
 }
 
@@ -102,7 +144,12 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
 fn prepare(order: &Order) -> Result<(Definition, Lock)> {
     let image = definition::load_image(&order.workspace, &order.image)?;
     let definition = image.role(&order.role)?;
-    let lock = lock::load_fresh(&image.image, &image.roles, &image.components, image.toolchains.as_ref())?;
+    let lock = lock::load_fresh(
+        &image.image,
+        &image.roles,
+        &image.components,
+        image.toolchains.as_ref(),
+    )?;
     Ok((definition, lock))
 }
 
@@ -114,16 +161,29 @@ fn seal(
     scratch: &Path,
     progress: &Progress,
 ) -> Result<SealedRoot> {
-    let cache = order.cache.then(|| BlockCache::open(&store.cache("blocks")?, BLOCK_CACHE)).transpose()?;
+    let cache = order
+        .cache
+        .then(|| BlockCache::open(&store.cache("blocks")?, BLOCK_CACHE))
+        .transpose()?;
     let task = progress.task("write and seal the root filesystem", None);
-    let sealed = root::seal(&assembled.tree, &definition.image.manifest.root, cache.as_ref(), scratch, order.jobs, progress)?;
+    let sealed = root::seal(
+        &assembled.tree,
+        &definition.image.manifest.root,
+        cache.as_ref(),
+        scratch,
+        order.jobs,
+        progress,
+    )?;
     task.done();
     Ok(sealed)
 }
 
 /// The stage 0 program among the components.
 fn init(built: &[BuiltComponent]) -> Result<Vec<u8>> {
-    let file = built.iter().flat_map(|component| &component.files).find(|file| file.path == boot::INIT_PATH);
+    let file = built
+        .iter()
+        .flat_map(|component| &component.files)
+        .find(|file| file.path == boot::INIT_PATH);
     let file = file.with_context(|| format!("no component of the image installs {}", boot::INIT_PATH))?;
     std::fs::read(&file.source).with_context(|| format!("read {}", file.source.display()))
 }
@@ -159,16 +219,40 @@ fn write_disks(
 ) -> Result<Disk> {
     let uki_path = format!("EFI/Linux/kimage_{}+3.efi", signed.version);
     let mut esp = vec![
-        EspFile { path: "EFI/BOOT/BOOTX64.EFI", data: &signed.boot_loader },
-        EspFile { path: "EFI/systemd/systemd-bootx64.efi", data: &signed.boot_loader },
-        EspFile { path: &uki_path, data: &signed.uki },
-        EspFile { path: "loader/loader.conf", data: boot::LOADER_CONFIGURATION },
-        EspFile { path: "loader/entries.srel", data: b"type1\n" },
+        EspFile {
+            path: "EFI/BOOT/BOOTX64.EFI",
+            data: &signed.boot_loader,
+        },
+        EspFile {
+            path: "EFI/systemd/systemd-bootx64.efi",
+            data: &signed.boot_loader,
+        },
+        EspFile {
+            path: &uki_path,
+            data: &signed.uki,
+        },
+        EspFile {
+            path: "loader/loader.conf",
+            data: boot::LOADER_CONFIGURATION,
+        },
+        EspFile {
+            path: "loader/entries.srel",
+            data: b"type1\n",
+        },
     ];
     if let Some(enrolment) = &signer.identity().enrolment {
-        esp.push(EspFile { path: "loader/keys/auto/PK.auth", data: &enrolment.platform_key });
-        esp.push(EspFile { path: "loader/keys/auto/KEK.auth", data: &enrolment.key_exchange_key });
-        esp.push(EspFile { path: "loader/keys/auto/db.auth", data: &enrolment.database });
+        esp.push(EspFile {
+            path: "loader/keys/auto/PK.auth",
+            data: &enrolment.platform_key,
+        });
+        esp.push(EspFile {
+            path: "loader/keys/auto/KEK.auth",
+            data: &enrolment.key_exchange_key,
+        });
+        esp.push(EspFile {
+            path: "loader/keys/auto/db.auth",
+            data: &enrolment.database,
+        });
     }
     let content = DiskContent {
         esp: &esp,
@@ -189,7 +273,10 @@ fn write_disks(
     Ok(disk)
 }
 
-#[expect(clippy::too_many_arguments, reason = "the manifest is about everything that the build made")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the manifest is about everything that the build made"
+)]
 fn describe(
     order: &Order,
     definition: &Definition,
@@ -225,7 +312,9 @@ fn describe(
         version: signed.version.clone(),
         architecture: definition.image.manifest.archive.architecture.clone(),
         epoch: lock.epoch,
-        lock: Digest::of_file(&lock_file).with_context(|| format!("read {}", lock_file.display()))?.0,
+        lock: Digest::of_file(&lock_file)
+            .with_context(|| format!("read {}", lock_file.display()))?
+            .0,
         keys: manifest::Keys {
             development: identity.development,
             platform_key: Digest::of(&identity.platform_key),
@@ -249,10 +338,17 @@ fn describe(
         partitions,
         components: built
             .iter()
-            .map(|component| manifest::Component { name: component.name.clone(), version: component.version.clone() })
+            .map(|component| manifest::Component {
+                name: component.name.clone(),
+                version: component.version.clone(),
+            })
             .collect(),
         packages: u32::try_from(assembled.packages.len())?,
-        debug: if debug.serial_login { vec!["serial-login".to_owned()] } else { Vec::new() },
+        debug: if debug.serial_login {
+            vec!["serial-login".to_owned()]
+        } else {
+            Vec::new()
+        },
         files: Vec::new(),
     })
 }
@@ -270,8 +366,14 @@ fn finish(
     let files: [(&str, Vec<u8>); 4] = [
         (names::UKI, signed.uki.clone()),
         (names::OVMF_VARS, ovmf_vars::enrolled(identity)?),
-        (names::RELEASE_KEY, keys::release_public_pem(&identity.release).into_bytes()),
-        (names::DATABASE_CERTIFICATE, keys::certificate_pem(&identity.database).into_bytes()),
+        (
+            names::RELEASE_KEY,
+            keys::release_public_pem(&identity.release).into_bytes(),
+        ),
+        (
+            names::DATABASE_CERTIFICATE,
+            keys::certificate_pem(&identity.database).into_bytes(),
+        ),
     ];
     for (name, bytes) in &files {
         let path = folder.join(name);
@@ -283,7 +385,9 @@ fn finish(
     formats.sort();
     formats.dedup();
     for format in formats {
-        manifest.files.push(FileRecord::of_file(folder, format.file_name())?);
+        manifest
+            .files
+            .push(FileRecord::of_file(folder, format.file_name())?);
     }
     release::write(folder, manifest, bill, signer)
 }
@@ -295,7 +399,10 @@ pub fn check_budget(order: &Order, file: &FileRecord, progress: &Progress) -> Re
     let megabytes = file.size / 1_000_000;
     if file.name == DiskFormat::Qcow2.file_name() && megabytes > budget {
         let role = &order.role;
-        progress.warn(&format!("{} has {megabytes} MB, the budget of role {role} is {budget} MB", file.name));
+        progress.warn(&format!(
+            "{} has {megabytes} MB, the budget of role {role} is {budget} MB",
+            file.name
+        ));
     }
     Ok(())
 }

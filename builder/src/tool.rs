@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -81,6 +81,14 @@ impl Tool {
             bail!("`{line}` failed ({})\n{}", output.status, tail(&output.stderr));
         }
         Ok(output.stdout)
+    }
+
+    /// Runs to the end on this process's own standard input, output and error (a terminal, for one) and returns the
+    /// exit status.
+    pub fn status(mut self) -> Result<ExitStatus> {
+        let line = self.line();
+        self.command.stdin(Stdio::inherit());
+        self.command.status().with_context(|| format!("start `{line}`"))
     }
 
     /// The prepared command, for the callers that must watch the child while it runs.

@@ -8,6 +8,8 @@
 mod assemble;
 pub mod bake;
 pub mod configure;
+mod console;
+pub mod containerd;
 pub mod control;
 pub mod deb;
 pub mod dpkg;
@@ -16,7 +18,6 @@ pub mod kernel;
 pub mod layer;
 pub mod leave_out;
 pub mod normalise;
-pub mod containerd;
 pub mod sandbox;
 pub mod scan;
 pub mod units;
@@ -24,7 +25,7 @@ pub mod unpack;
 pub mod users;
 mod value;
 
-pub use assemble::{Assembled, Baked, InstalledPackage, Options, assemble, fingerprint};
+pub use assemble::{Assembled, Baked, InstalledPackage, Options, assemble, definition_folders, fingerprint};
 pub use kernel::Kernel;
 pub use layer::Workshop;
 pub use value::{Content, Entry, Kind, Tree, TreePath};

@@ -14,8 +14,8 @@ use std::time::Instant;
 use kimage_builder::components::{self, Access, BuiltComponent, vendor_files};
 use kimage_builder::definition::{Component, Toolchains};
 use kimage_builder::digest::Digest;
-use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::download::Network;
+use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::lock::{Lock, LockedComponent, LockedToolchain};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
@@ -66,10 +66,9 @@ impl Bench {
             download: Vec::new(),
         };
         let (suite, package) = (Vec::new(), Vec::new());
-        let definition = Digest::of(b"");
         Lock {
             schema: 1,
-            definition,
+            request: Vec::new(),
             epoch: 0,
             suite,
             package,

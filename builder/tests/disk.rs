@@ -3,23 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "oracle/tool.rs"]
+mod oracle;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use kimage_builder::digest::Digest;
 use kimage_builder::disk::gpt::Gpt;
 use kimage_builder::disk::{self, Content, Disk, qcow2};
 use kimage_builder::partitions::esp::{Esp, EspFile};
-use kimage_builder::tool::Tool;
-
-fn tool(program: &str) -> Tool {
-    Tool::new(program)
-        .env("LC_ALL", "C")
-        .env("MTOOLS_SKIP_CHECK", "1")
-        .inherit(&["PATH"])
-}
+use oracle::tool;
 
 /// Bytes that do not compress, the same each time.
 fn noise(length: usize, mut state: u64) -> Vec<u8> {
@@ -278,17 +273,4 @@ fn qcow2_of_odd_shapes() {
         qcow2::write(&raw, &out).unwrap();
         check_qcow2(&raw, &out);
     }
-}
-
-/// `cargo test --release -p kimage-builder --test disk -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    let started = Instant::now();
-    let sample = sample(400_000_000);
-    println!("two disks of 400 MB: {:?}", started.elapsed());
-    let out = sample.path("disk.qcow2");
-    let started = Instant::now();
-    let length = qcow2::write(&sample.disk.path, &out).unwrap();
-    println!("qcow2 of {length} bytes: {:?}", started.elapsed());
 }

@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kimage_builder::digest::Digest;
-use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::download::{Network, Policy, Proxies, Request, document_with, fetch_with};
+use kimage_builder::failure::{ExitCode, exit_code, hints};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 use kimage_builder::tool::Tool;

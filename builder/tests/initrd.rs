@@ -1,15 +1,21 @@
 //! The initrd, judged by cpio and modinfo.
 
-#![expect(clippy::unwrap_used, reason = "what these tests need and do not find ends them")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what these tests need and do not find ends them"
+)]
+
+#[path = "oracle/tool.rs"]
+mod oracle;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use kimage_builder::failure::{self, ExitCode};
 use kimage_builder::partitions::initrd;
-use kimage_builder::tool::Tool;
 use kimage_builder::tree::{Entry, Tree, TreePath};
 use kimage_roles::stage0::Table;
+use oracle::tool;
 
 const KERNEL: &str = "6.8.0-1-test";
 
@@ -27,12 +33,8 @@ fn compile(folder: &Path, name: &str, fields: &[&str]) -> Vec<u8> {
         folder.join(format!("{name}.ko")),
     );
     std::fs::write(&input, source).unwrap();
-    let tool = Tool::new("cc")
-        .inherit(&["PATH"])
-        .args(["-c", "-o"])
-        .arg(&output)
-        .arg(&input);
-    tool.run().expect("a C compiler is needed: apt-get install gcc");
+    let child = tool("cc").args(["-c", "-o"]).arg(&output).arg(&input);
+    child.run().expect("a C compiler is needed: apt-get install gcc");
     std::fs::read(output).unwrap()
 }
 
@@ -88,11 +90,8 @@ fn unpack(bytes: &[u8], folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let out = folder.join("out");
     std::fs::create_dir_all(&out).unwrap();
     let shell = |script: &str| {
-        let tool = Tool::new("sh")
-            .inherit(&["PATH"])
-            .directory(&out)
-            .args(["-ec", script]);
-        String::from_utf8(tool.run().expect("GNU cpio is needed: apt-get install cpio")).unwrap()
+        let child = tool("sh").directory(&out).args(["-ec", script]);
+        String::from_utf8(child.run().expect("GNU cpio is needed: apt-get install cpio")).unwrap()
     };
     let listing = shell("cpio --quiet -t <../initrd.cpio");
     shell("cpio --quiet -i --no-preserve-owner init 'modules*' stage0.table <../initrd.cpio");
@@ -143,10 +142,8 @@ fn modinfo_reads_the_same_from_the_module_in_the_archive() {
     .unwrap();
     unpack(&initrd.bytes, folder.path());
     let field = |name: &str| {
-        let tool = Tool::new("modinfo")
-            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-            .args(["-F", name]);
-        let text = tool.arg(folder.path().join("out/modules/d.ko")).run();
+        let child = tool("modinfo").args(["-F", name]);
+        let text = child.arg(folder.path().join("out/modules/d.ko")).run();
         String::from_utf8(text.expect("modinfo is needed: apt-get install kmod")).unwrap()
     };
     assert_eq!(field("depends"), "c,b\n");

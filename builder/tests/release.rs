@@ -1,8 +1,14 @@
 //! The release documents against checkers that others wrote: the SPDX and CycloneDX projects' own Python libraries
 //! and OpenSSL. `qemu-tests/run-all` installs them into `target/oracles`.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "oracle/tool.rs"]
+mod oracle;
+#[path = "oracle/python.rs"]
+mod python;
+
+use std::path::Path;
 
 use kimage_builder::digest::Digest;
 use kimage_builder::release::bill::{Bill, ComponentEntry, GoModule, Package};
@@ -10,6 +16,7 @@ use kimage_builder::release::manifest::{Component, FileRecord, Kernel, Keys, Man
 use kimage_builder::release::pcr::Pcr11;
 use kimage_builder::release::{self, names};
 use kimage_builder::sign::{Identity, Purpose, Signer};
+use oracle::tool;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 struct ReleaseKey {
@@ -29,6 +36,7 @@ impl ReleaseKey {
                 key_exchange_key,
                 database,
                 release,
+                enrolment: None,
                 development: true,
             },
         }
@@ -75,7 +83,11 @@ fn manifest() -> Manifest {
             version: "6.8.0-149-generic".to_owned(),
             command_line: "console=ttyS0".to_owned(),
             authenticode: digest,
-            pcr11: Pcr11 { kernel: digest, sysinit: digest, ready: digest },
+            pcr11: Pcr11 {
+                kernel: digest,
+                sysinit: digest,
+                ready: digest,
+            },
         },
         partitions: vec![Partition {
             name: "esp".to_owned(),
@@ -134,25 +146,8 @@ fn written(folder: &Path) -> (Manifest, ReleaseKey) {
     (release::write(folder, manifest(), &bill(), &key).unwrap(), key)
 }
 
-/// The Python of `target/oracles`; the test says how to get it when it is absent.
-fn oracle_python() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let python = workspace.join("target/oracles/bin/python");
-    assert!(
-        python.exists(),
-        "{} is absent: run `qemu-tests/run-all fast` once",
-        python.display()
-    );
-    python
-}
-
-#[expect(clippy::disallowed_methods, reason = "oracles are other people's programs")]
-fn succeeds(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
-    text
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
 #[test]
@@ -173,10 +168,10 @@ if messages: sys.exit("SPDX: " + "\n".join(m.validation_message for m in message
 print(sorted(p.name for p in document.packages))
 "#;
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let text = succeeds(
-        oracle_python(),
-        &["-c", script, &path(names::CYCLONEDX), &path(names::SPDX)],
-    );
+    let judge = python::python("python").args(["-c", script, &path(names::CYCLONEDX), &path(names::SPDX)]);
+    let output = judge.output().unwrap();
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
     for name in [
         "libstdc++6",
         "tzdata",
@@ -217,7 +212,7 @@ fn openssl_accepts_the_manifest_signature_and_refuses_a_changed_manifest() {
         "-sigfile",
         &path(names::MANIFEST_SIGNATURE),
     ];
-    succeeds("openssl", &[&verify[..], &files[..]].concat());
+    tool("openssl").args(verify).args(files).run().unwrap();
 
     let mut bytes = std::fs::read(path(names::MANIFEST)).unwrap();
     bytes[40] ^= 1;
@@ -244,12 +239,8 @@ fn sha256sum_checks_every_other_file_of_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     written(folder.path());
     std::fs::write(folder.path().join("disk.raw"), b"not a disk").unwrap();
-    let script = format!(
-        "cd '{}' && sha256sum -c --strict {}",
-        folder.path().display(),
-        names::CHECKSUMS
-    );
-    let text = succeeds("sh", &["-c", &script]);
+    let sums = tool("sha256sum").args(["-c", "--strict", names::CHECKSUMS]);
+    let text = String::from_utf8(sums.directory(folder.path()).run().unwrap()).unwrap();
     let files = std::fs::read_dir(folder.path()).unwrap().count() - 1;
     assert_eq!(text.matches(": OK").count(), files, "{text}");
 }

@@ -1,6 +1,11 @@
 //! Our squashfs images against squashfs-tools and the kernel (Debian and Ubuntu: squashfs-tools; run as root for the
 //! claims about owners and mounting).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "oracle/tool.rs"]
+mod oracle;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Cursor, Read};
@@ -11,12 +16,16 @@ use std::path::{Path, PathBuf};
 use kimage_builder::digest::Digest;
 use kimage_builder::partitions::squashfs::{BlockCache, Node, Options, Reader, write};
 use kimage_builder::progress::Progress;
-use kimage_builder::tool::Tool;
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
+use oracle::tool;
 use tempfile::TempDir;
 
 const MTIME: u32 = 1_700_000_000;
-const OPTIONS: Options = Options { block_size: 128 << 10, level: 3, threads: 2 };
+const OPTIONS: Options = Options {
+    block_size: 128 << 10,
+    level: 3,
+    threads: 2,
+};
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).unwrap()
@@ -46,14 +55,43 @@ fn rich_tree(folder: &Path) -> Tree {
         entry.xattrs.insert(b"user.note".to_vec(), vec![b'x'; 3_000]);
         entry
     });
-    put("bin/su", Entry { mode: 0o4755, uid: 0, gid: 70_000, ..Entry::bytes(0o755, &b"su"[..]) });
+    put(
+        "bin/su",
+        Entry {
+            mode: 0o4755,
+            uid: 0,
+            gid: 70_000,
+            ..Entry::bytes(0o755, &b"su"[..])
+        },
+    );
     put("copy-of-ping", Entry::bytes(0o600, noise(1, 300_000)));
     put("dev", Entry::directory(0o755));
     let console = Kind::CharacterDevice { major: 5, minor: 1 };
-    put("dev/console", Entry { kind: console, ..Entry::directory(0o600) });
-    let high = Kind::CharacterDevice { major: 4095, minor: 0xf_fedc };
-    put("dev/high", Entry { kind: high, ..Entry::directory(0o622) });
-    put("dev/initctl", Entry { kind: Kind::Fifo, ..Entry::directory(0o600) });
+    put(
+        "dev/console",
+        Entry {
+            kind: console,
+            ..Entry::directory(0o600)
+        },
+    );
+    let high = Kind::CharacterDevice {
+        major: 4095,
+        minor: 0xf_fedc,
+    };
+    put(
+        "dev/high",
+        Entry {
+            kind: high,
+            ..Entry::directory(0o622)
+        },
+    );
+    put(
+        "dev/initctl",
+        Entry {
+            kind: Kind::Fifo,
+            ..Entry::directory(0o600)
+        },
+    );
     put("empty", Entry::directory(0o1777));
     put("empty-file", Entry::bytes(0o644, &b""[..]));
     put("exactly-one-block", Entry::bytes(0o644, noise(2, 128 << 10)));
@@ -62,9 +100,19 @@ fn rich_tree(folder: &Path) -> Tree {
     put("many", Entry::directory(0o755));
     for number in 0..3000 {
         let text = format!("file number {number}\n");
-        put(&format!("many/a-rather-long-name-of-a-file-{number:05}"), Entry::bytes(0o644, text.into_bytes()));
+        put(
+            &format!("many/a-rather-long-name-of-a-file-{number:05}"),
+            Entry::bytes(0o644, text.into_bytes()),
+        );
     }
-    put("many/sub", Entry { uid: 1000, gid: 1001, ..Entry::directory(0o750) });
+    put(
+        "many/sub",
+        Entry {
+            uid: 1000,
+            gid: 1001,
+            ..Entry::directory(0o750)
+        },
+    );
     put("sparse", {
         let mut bytes = vec![0; 700_000];
         bytes[200_000] = 1;
@@ -72,18 +120,39 @@ fn rich_tree(folder: &Path) -> Tree {
     });
     put("zeros", Entry::bytes(0o644, vec![0; 50_000]));
     let on_disk = folder.join("content");
-    let bytes: Vec<u8> = (0..200_000u32).flat_map(|number| format!("{number} ").into_bytes()).collect();
+    let bytes: Vec<u8> = (0..200_000u32)
+        .flat_map(|number| format!("{number} ").into_bytes())
+        .collect();
     fs::write(&on_disk, &bytes).unwrap();
-    let kind = Kind::File { size: bytes.len() as u64, digest: Digest::of(&bytes), content: Content::File(on_disk) };
-    put("text", Entry { kind, ..Entry::directory(0o640) });
-    put("\u{fc}mlaut", Entry::bytes(0o644, &b"name of more than ASCII"[..]));
+    let kind = Kind::File {
+        size: bytes.len() as u64,
+        digest: Digest::of(&bytes),
+        content: Content::File(on_disk),
+    };
+    put(
+        "text",
+        Entry {
+            kind,
+            ..Entry::directory(0o640)
+        },
+    );
+    put(
+        "\u{fc}mlaut",
+        Entry::bytes(0o644, &b"name of more than ASCII"[..]),
+    );
     tree
 }
 
 fn content(entry: &Entry) -> Vec<u8> {
     match &entry.kind {
-        Kind::File { content: Content::Bytes(bytes), .. } => bytes.to_vec(),
-        Kind::File { content: Content::File(path), .. } => fs::read(path).unwrap(),
+        Kind::File {
+            content: Content::Bytes(bytes),
+            ..
+        } => bytes.to_vec(),
+        Kind::File {
+            content: Content::File(path),
+            ..
+        } => fs::read(path).unwrap(),
         _ => panic!("no file"),
     }
 }
@@ -115,21 +184,38 @@ fn assert_folder_is(tree: &Tree, folder: &Path) {
         if !kind.is_symlink() {
             assert_eq!(found.mode() & 0o7777, u32::from(entry.mode), "{path}");
         }
-        assert_eq!((found.uid(), found.gid()), (entry.uid, entry.gid), "{path}: run as root");
+        assert_eq!(
+            (found.uid(), found.gid()),
+            (entry.uid, entry.gid),
+            "{path}: run as root"
+        );
         assert_eq!(found.mtime(), i64::from(MTIME), "{path}");
         match &entry.kind {
             Kind::Directory => {
                 let children = fs::read_dir(&host).unwrap().count();
-                let wanted = tree.entries().filter(|(other, _)| other.parent().as_ref() == Some(path)).count();
+                let wanted = tree
+                    .entries()
+                    .filter(|(other, _)| other.parent().as_ref() == Some(path))
+                    .count();
                 assert_eq!(children, wanted, "{path}");
             }
-            Kind::File { .. } => assert!(fs::read(&host).unwrap() == content(entry), "{path}: other content"),
+            Kind::File { .. } => assert!(
+                fs::read(&host).unwrap() == content(entry),
+                "{path}: other content"
+            ),
             Kind::Symlink(target) => {
-                assert_eq!(fs::read_link(&host).unwrap().as_os_str().as_bytes(), target, "{path}");
+                assert_eq!(
+                    fs::read_link(&host).unwrap().as_os_str().as_bytes(),
+                    target,
+                    "{path}"
+                );
             }
             Kind::CharacterDevice { major, minor } => {
                 let wanted = rustix::fs::makedev(*major, *minor);
-                assert!(kind.is_char_device() && found.rdev() == wanted, "{path}: run as root");
+                assert!(
+                    kind.is_char_device() && found.rdev() == wanted,
+                    "{path}: run as root"
+                );
             }
             Kind::Fifo => assert!(kind.is_fifo(), "{path}"),
         }
@@ -148,8 +234,12 @@ fn unsquashfs_finds_the_tree() {
     let tree = rich_tree(folder.path());
     let image = image_file(&tree, folder.path());
     let out = folder.path().join("out");
-    let tool = Tool::new("/usr/bin/unsquashfs").args(["-q", "-n", "-strict-errors", "-xattrs", "-d"]);
-    tool.arg(&out).arg(&image).run().expect("install squashfs-tools, run as root");
+    let child = tool("unsquashfs").args(["-q", "-n", "-strict-errors", "-xattrs", "-d"]);
+    child
+        .arg(&out)
+        .arg(&image)
+        .run()
+        .expect("install squashfs-tools, run as root");
     assert_folder_is(&tree, &out);
 }
 
@@ -160,14 +250,18 @@ fn the_kernel_mounts_the_image_and_finds_the_tree() {
     let image = image_file(&tree, folder.path());
     let mount = folder.path().join("mount");
     fs::create_dir(&mount).unwrap();
-    let tool = Tool::new("/usr/bin/mount").args(["-t", "squashfs", "-o", "loop,ro"]);
-    tool.arg(&image).arg(&mount).run().expect("run as root on a kernel with loop devices and squashfs-zstd");
+    let child = tool("mount").args(["-t", "squashfs", "-o", "loop,ro"]);
+    child
+        .arg(&image)
+        .arg(&mount)
+        .run()
+        .expect("run as root on a kernel with loop devices and squashfs-zstd");
     let result = std::panic::catch_unwind(|| {
         assert_folder_is(&tree, &mount);
         // Looked up by name, through the index of the directory.
         assert!(!mount.join("many/a-rather-long-name-of-a-file-99999").exists());
     });
-    Tool::new("/usr/bin/umount").arg(&mount).run().unwrap();
+    tool("umount").arg(&mount).run().unwrap();
     result.unwrap();
 }
 
@@ -181,17 +275,31 @@ fn our_reader_finds_the_tree() {
     assert_eq!(entries.len(), tree.entries().len());
     for ((found_path, found), (path, entry)) in entries.iter().zip(tree.entries()) {
         assert_eq!(found_path, path);
-        assert_eq!((found.mode, found.uid, found.gid), (entry.mode, entry.uid, entry.gid), "{path}");
+        assert_eq!(
+            (found.mode, found.uid, found.gid),
+            (entry.mode, entry.uid, entry.gid),
+            "{path}"
+        );
         assert_eq!((found.mtime, &found.xattrs), (MTIME, &entry.xattrs), "{path}");
         match (&entry.kind, &found.kind) {
             (Kind::Directory, Node::Directory) | (Kind::Fifo, Node::Fifo) => {}
             (Kind::Symlink(target), Node::Symlink(found)) => assert_eq!(target, found),
             (Kind::CharacterDevice { major, minor }, found) => {
-                assert_eq!(*found, Node::CharacterDevice { major: *major, minor: *minor });
+                assert_eq!(
+                    *found,
+                    Node::CharacterDevice {
+                        major: *major,
+                        minor: *minor
+                    }
+                );
             }
             (Kind::File { size, digest, .. }, Node::File(found)) => {
                 assert_eq!(found.size(), *size, "{path}");
-                assert_eq!(Digest::of_reader(reader.file(found).unwrap()).unwrap(), (*digest, *size), "{path}");
+                assert_eq!(
+                    Digest::of_reader(reader.file(found).unwrap()).unwrap(),
+                    (*digest, *size),
+                    "{path}"
+                );
             }
             (wanted, found) => panic!("{path}: {found:?} instead of {wanted:?}"),
         }
@@ -199,7 +307,11 @@ fn our_reader_finds_the_tree() {
     }
     assert_eq!(reader.get(&path("many/absent")).unwrap(), None);
     let mut text = Vec::new();
-    reader.read_file(&path("many/a-rather-long-name-of-a-file-00042")).unwrap().read_to_end(&mut text).unwrap();
+    reader
+        .read_file(&path("many/a-rather-long-name-of-a-file-00042"))
+        .unwrap()
+        .read_to_end(&mut text)
+        .unwrap();
     assert_eq!(text, b"file number 42\n");
 }
 
@@ -209,11 +321,17 @@ fn our_reader_reads_what_mksquashfs_writes() {
     let tree = rich_tree(folder.path());
     let (ours, unpacked, theirs) = (image_file(&tree, folder.path()), "unpacked", "theirs");
     let (unpacked, theirs) = (folder.path().join(unpacked), folder.path().join(theirs));
-    let tool = Tool::new("/usr/bin/unsquashfs").args(["-q", "-n", "-xattrs", "-d"]).arg(&unpacked).arg(&ours);
-    tool.run().expect("install squashfs-tools, run as root");
+    let child = tool("unsquashfs")
+        .args(["-q", "-n", "-xattrs", "-d"])
+        .arg(&unpacked)
+        .arg(&ours);
+    child.run().expect("install squashfs-tools, run as root");
     let make = |compression: &str| {
-        let tool = Tool::new("/usr/bin/mksquashfs").arg(&unpacked).arg(&theirs);
-        tool.args(["-comp", compression, "-noappend", "-quiet", "-no-progress"]).run().unwrap();
+        let child = tool("mksquashfs").arg(&unpacked).arg(&theirs);
+        child
+            .args(["-comp", compression, "-noappend", "-quiet", "-no-progress"])
+            .run()
+            .unwrap();
     };
     make("zstd");
     let length = fs::metadata(&theirs).unwrap().len();
@@ -222,13 +340,23 @@ fn our_reader_reads_what_mksquashfs_writes() {
     assert_eq!(entries.len(), tree.entries().len());
     for (path, entry) in tree.entries() {
         let found = &entries[path];
-        assert_eq!((found.uid, found.gid, &found.xattrs), (entry.uid, entry.gid, &entry.xattrs), "{path}");
+        assert_eq!(
+            (found.uid, found.gid, &found.xattrs),
+            (entry.uid, entry.gid, &entry.xattrs),
+            "{path}"
+        );
         if let (Kind::File { size, digest, .. }, Node::File(found)) = (&entry.kind, &found.kind) {
-            assert_eq!(Digest::of_reader(reader.file(found).unwrap()).unwrap(), (*digest, *size), "{path}");
+            assert_eq!(
+                Digest::of_reader(reader.file(found).unwrap()).unwrap(),
+                (*digest, *size),
+                "{path}"
+            );
         }
     }
     make("xz");
-    let error = Reader::open(File::open(&theirs).unwrap(), 0..1 << 30).err().unwrap();
+    let error = Reader::open(File::open(&theirs).unwrap(), 0..1 << 30)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("compressed with xz"), "{error}");
 }
 
@@ -238,16 +366,26 @@ fn the_bytes_depend_on_neither_threads_nor_cache() {
     let tree = rich_tree(folder.path());
     let plain = image(&tree, &OPTIONS, None);
     for threads in [1, 3, 8, 1000] {
-        assert!(image(&tree, &Options { threads, ..OPTIONS }, None) == plain, "{threads} threads");
+        assert!(
+            image(&tree, &Options { threads, ..OPTIONS }, None) == plain,
+            "{threads} threads"
+        );
     }
     let cache = BlockCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
     assert!(image(&tree, &OPTIONS, Some(&cache)) == plain, "cold cache");
-    let entries = || fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap().path());
+    let entries = || {
+        fs::read_dir(folder.path().join("cache"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+    };
     assert!(entries().count() > 4);
     assert!(image(&tree, &OPTIONS, Some(&cache)) == plain, "warm cache");
     // The source is no longer read: its content is known by digest.
     fs::remove_file(folder.path().join("content")).unwrap();
-    assert!(image(&tree, &OPTIONS, Some(&cache)) == plain, "warm cache without the source");
+    assert!(
+        image(&tree, &OPTIONS, Some(&cache)) == plain,
+        "warm cache without the source"
+    );
     assert_ne!(image_with_level(&tree, folder.path(), 1, &cache), plain);
 }
 
@@ -265,9 +403,15 @@ fn a_damaged_cache_changes_nothing_and_is_mended() {
     let cache = BlockCache::open(&place, 1 << 30).unwrap();
     image(&tree, &OPTIONS, Some(&cache));
     let files = || {
-        let mut files: Vec<_> = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = fs::read_dir(&place)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         files.sort();
-        files.into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect::<BTreeMap<_, _>>()
+        files
+            .into_iter()
+            .map(|file| (file.clone(), fs::read(file).unwrap()))
+            .collect::<BTreeMap<_, _>>()
     };
     let whole = files();
     for (at, (file, bytes)) in whole.iter().enumerate() {
@@ -291,7 +435,10 @@ fn the_cache_keeps_to_its_limit() {
     let place = folder.path().join("cache");
     let cache = BlockCache::open(&place, 200_000).unwrap();
     let plain = image(&tree, &OPTIONS, Some(&cache));
-    let total: u64 = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let total: u64 = fs::read_dir(&place)
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
     assert!((1..=200_000).contains(&total), "{total}");
     assert!(image(&tree, &OPTIONS, Some(&cache)) == plain);
 }
@@ -299,11 +446,15 @@ fn the_cache_keeps_to_its_limit() {
 #[test]
 fn equal_files_are_stored_once() {
     let mut tree = Tree::new(MTIME);
-    tree.insert(path("a"), Entry::bytes(0o644, noise(5, 1_000_000))).unwrap();
-    tree.insert(path("small-a"), Entry::bytes(0o644, noise(6, 100_000))).unwrap();
+    tree.insert(path("a"), Entry::bytes(0o644, noise(5, 1_000_000)))
+        .unwrap();
+    tree.insert(path("small-a"), Entry::bytes(0o644, noise(6, 100_000)))
+        .unwrap();
     let once = image(&tree, &OPTIONS, None).len();
-    tree.insert(path("b"), Entry::bytes(0o600, noise(5, 1_000_000))).unwrap();
-    tree.insert(path("small-b"), Entry::bytes(0o600, noise(6, 100_000))).unwrap();
+    tree.insert(path("b"), Entry::bytes(0o600, noise(5, 1_000_000)))
+        .unwrap();
+    tree.insert(path("small-b"), Entry::bytes(0o600, noise(6, 100_000)))
+        .unwrap();
     assert!(image(&tree, &OPTIONS, None).len() <= once + 4096);
 }
 
@@ -313,20 +464,42 @@ fn what_squashfs_cannot_hold_is_refused_with_its_path() {
         let mut tree = Tree::new(MTIME);
         tree.insert(path("odd"), entry).unwrap();
         let mut out = Cursor::new(Vec::new());
-        format!("{:#}", write(&tree, &OPTIONS, None, &mut out, &Progress::silent()).unwrap_err())
+        format!(
+            "{:#}",
+            write(&tree, &OPTIONS, None, &mut out, &Progress::silent()).unwrap_err()
+        )
     };
     let mut acl = Entry::directory(0o755);
     acl.xattrs.insert(b"system.posix_acl_access".to_vec(), vec![1]);
     let text = refused(acl);
-    assert!(text.contains("/odd") && text.contains("system.posix_acl_access"), "{text}");
-    let device = Kind::CharacterDevice { major: 5000, minor: 0 };
-    let text = refused(Entry { kind: device, ..Entry::directory(0o600) });
+    assert!(
+        text.contains("/odd") && text.contains("system.posix_acl_access"),
+        "{text}"
+    );
+    let device = Kind::CharacterDevice {
+        major: 5000,
+        minor: 0,
+    };
+    let text = refused(Entry {
+        kind: device,
+        ..Entry::directory(0o600)
+    });
     assert!(text.contains("/odd") && text.contains("5000:0"), "{text}");
     let text = refused(Entry::symlink(vec![b'x'; 5000]));
     assert!(text.contains("/odd") && text.contains("5000 bytes"), "{text}");
-    let gone = Kind::File { content: Content::File("/nonexistent/kimage".into()), size: 3, digest: Digest::of(b"abc") };
-    let text = refused(Entry { kind: gone, ..Entry::directory(0o600) });
-    assert!(text.contains("/odd") && text.contains("/nonexistent/kimage"), "{text}");
+    let gone = Kind::File {
+        content: Content::File("/nonexistent/kimage".into()),
+        size: 3,
+        digest: Digest::of(b"abc"),
+    };
+    let text = refused(Entry {
+        kind: gone,
+        ..Entry::directory(0o600)
+    });
+    assert!(
+        text.contains("/odd") && text.contains("/nonexistent/kimage"),
+        "{text}"
+    );
 }
 
 mod hostile {
@@ -343,14 +516,17 @@ mod hostile {
             entry.xattrs.insert(b"user.number".to_vec(), vec![number]);
             tree.insert(path(&format!("folder/{number:02}")), entry).unwrap();
         }
-        tree.insert(path("big"), Entry::bytes(0o644, noise(3, 300_000))).unwrap();
+        tree.insert(path("big"), Entry::bytes(0o644, noise(3, 300_000)))
+            .unwrap();
         tree.insert(path("link"), Entry::symlink(&b"big"[..])).unwrap();
         image(&tree, &OPTIONS, None)
     }
 
     /// Reads everything that can be read; says how many entries there were.
     fn read_all(bytes: &[u8]) -> usize {
-        let Ok(reader) = Reader::open(Cursor::new(bytes), 0..bytes.len() as u64) else { return 0 };
+        let Ok(reader) = Reader::open(Cursor::new(bytes), 0..bytes.len() as u64) else {
+            return 0;
+        };
         let mut count = 0;
         for (_, metadata) in reader.entries().map_while(Result::ok) {
             count += 1;

@@ -1,11 +1,16 @@
 //! Our hash trees against those of `veritysetup` (Debian and Ubuntu: cryptsetup-bin).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "oracle/tool.rs"]
+mod oracle;
+
 use std::fs::{self, File};
 use std::path::Path;
 
 use kimage_builder::digest::hex;
 use kimage_builder::partitions::verity::{self, BLOCK_SIZE};
-use kimage_builder::tool::Tool;
+use oracle::tool;
 
 const SALT: [u8; 32] = *b"0123456789abcdefghijklmnopqrstuv";
 const UUID: [u8; 16] = [
@@ -14,7 +19,7 @@ const UUID: [u8; 16] = [
 const UUID_TEXT: &str = "11111111-1111-4111-8111-010203040506";
 
 fn veritysetup(arguments: &[&str]) -> Result<String, String> {
-    let output = Tool::new("/usr/sbin/veritysetup")
+    let output = tool("veritysetup")
         .args(arguments)
         .output()
         .expect("install cryptsetup-bin");

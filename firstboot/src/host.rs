@@ -38,8 +38,15 @@ pub(crate) fn run(program: &str, arguments: &[&str], device: &Path, fine: &[i32]
 #[expect(clippy::disallowed_methods, reason = "this is the door")]
 pub(crate) fn output(program: &str, arguments: &[String]) -> Result<String> {
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/run");
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start `{program}`"))?;
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/run");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start `{program}`"))?;
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     if !output.status.success() {
         let last = text.lines().last().unwrap_or("it said nothing");

@@ -3,6 +3,7 @@
 //! only when asked for (`systemd.wants=kimage-selftest.service` on the kernel command line, or by hand).
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use kimage_roles::role::{MAX_ROLE, ROLE_PATH, Role};
@@ -11,6 +12,9 @@ use crate::host;
 
 /// Begins every line, so that a reader of the console finds them.
 const PREFIX: &str = "kimage-selftest:";
+
+/// How often this state partition has seen a self-test: tells a kept state from a fresh one.
+const COUNTER: &str = "/var/lib/kimage/self-tests";
 
 /// The outcome of one check.
 struct Check {
@@ -23,9 +27,19 @@ struct Check {
 pub fn run() -> Result<()> {
     let role = read_role()?;
     let mut checks: Vec<Check> = role.components.iter().flat_map(version_checks).collect();
-    checks.push(Check { what: "no unit has failed".to_owned(), outcome: failed_units() });
+    checks.push(Check {
+        what: "no unit has failed".to_owned(),
+        outcome: failed_units(),
+    });
+    checks.push(Check {
+        what: "/var keeps what is written".to_owned(),
+        outcome: count_on_state(Path::new(COUNTER)),
+    });
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
-    let mut report = format!("{PREFIX} role {} of {} with kernel {}\n", role.role, role.image, role.kernel);
+    let mut report = format!(
+        "{PREFIX} role {} of {} with kernel {}\n",
+        role.role, role.image, role.kernel
+    );
     for check in &checks {
         let (word, text) = match &check.outcome {
             Ok(text) => ("ok", text.clone()),
@@ -33,15 +47,24 @@ pub fn run() -> Result<()> {
         };
         writeln!(report, "{PREFIX} {word}: {}: {text}", check.what)?;
     }
-    writeln!(report, "{PREFIX} {} passed, {failed} failed", checks.len() - failed)?;
+    writeln!(
+        report,
+        "{PREFIX} {} passed, {failed} failed",
+        checks.len() - failed
+    )?;
     host::print(&report);
     ensure!(failed == 0, "{failed} checks failed");
     Ok(())
 }
 
 fn read_role() -> Result<Role> {
-    let size = std::fs::metadata(ROLE_PATH).with_context(|| format!("read {ROLE_PATH}"))?.len();
-    ensure!(size <= MAX_ROLE as u64, "{ROLE_PATH} has {size} bytes, more than {MAX_ROLE}");
+    let size = std::fs::metadata(ROLE_PATH)
+        .with_context(|| format!("read {ROLE_PATH}"))?
+        .len();
+    ensure!(
+        size <= MAX_ROLE as u64,
+        "{ROLE_PATH} has {size} bytes, more than {MAX_ROLE}"
+    );
     let bytes = std::fs::read(ROLE_PATH).with_context(|| format!("read {ROLE_PATH}"))?;
     Role::from_json(&bytes).with_context(|| format!("read {ROLE_PATH}"))
 }
@@ -58,7 +81,12 @@ fn prints_version(command: &[String], version: &str) -> Result<String> {
     let (program, arguments) = command.split_first().context("empty command in role.json")?;
     let text = host::output(program, arguments)?;
     let line = version_line(&text, version);
-    line.with_context(|| format!("does not print {version}, but: {}", text.lines().next().unwrap_or("nothing")))
+    line.with_context(|| {
+        format!(
+            "does not print {version}, but: {}",
+            text.lines().next().unwrap_or("nothing")
+        )
+    })
 }
 
 /// The first line that holds `version` as a word of its own.
@@ -66,27 +94,77 @@ fn version_line(text: &str, version: &str) -> Option<String> {
     let wanted = version.trim_start_matches('v');
     let is_word = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '+' | '~');
     let holds = |line: &&str| {
-        line.split(|c: char| !is_word(c)).any(|word| word.trim_start_matches('v').trim_end_matches('.') == wanted)
+        line.split(|c: char| !is_word(c))
+            .any(|word| word.trim_start_matches('v').trim_end_matches('.') == wanted)
     };
     text.lines().find(holds).map(|line| line.trim().to_owned())
 }
 
 fn failed_units() -> Result<String> {
-    let arguments = ["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"].map(str::to_owned);
+    let arguments = [
+        "list-units",
+        "--state=failed",
+        "--plain",
+        "--no-legend",
+        "--no-pager",
+    ]
+    .map(str::to_owned);
     let text = host::output("/usr/bin/systemctl", &arguments)?;
-    let units: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let units: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
     ensure!(units.is_empty(), "{}", units.join(" "));
     Ok("0".to_owned())
 }
 
+/// Adds one to the number in `file`, durably.
+fn count_on_state(file: &Path) -> Result<String> {
+    let before = match std::fs::read_to_string(file) {
+        Ok(text) => text
+            .trim()
+            .parse::<u64>()
+            .with_context(|| format!("{} holds no number", file.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    let count = before.saturating_add(1);
+    let beside = file.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut out = std::fs::File::create(&beside)?;
+        std::io::Write::write_all(&mut out, format!("{count}\n").as_bytes())?;
+        out.sync_all()?;
+        std::fs::rename(&beside, file)?;
+        std::fs::File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    write().with_context(|| format!("write {}", file.display()))?;
+    Ok(format!("self-test {count} on this state"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::version_line;
+    use super::{count_on_state, version_line};
+
+    #[test]
+    fn the_counter_goes_on_and_refuses_what_is_no_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("self-tests");
+        assert_eq!(count_on_state(&file).unwrap(), "self-test 1 on this state");
+        assert_eq!(count_on_state(&file).unwrap(), "self-test 2 on this state");
+        std::fs::write(&file, "many").unwrap();
+        assert!(count_on_state(&file).is_err());
+    }
 
     #[test]
     fn a_version_counts_only_as_a_whole_word() {
-        assert_eq!(version_line("Kubernetes v1.36.3\n", "v1.36.3").as_deref(), Some("Kubernetes v1.36.3"));
-        assert_eq!(version_line("etcd Version: 3.6.14\nGit SHA: x", "v3.6.14").as_deref(), Some("etcd Version: 3.6.14"));
+        assert_eq!(
+            version_line("Kubernetes v1.36.3\n", "v1.36.3").as_deref(),
+            Some("Kubernetes v1.36.3")
+        );
+        assert_eq!(
+            version_line("etcd Version: 3.6.14\nGit SHA: x", "v3.6.14").as_deref(),
+            Some("etcd Version: 3.6.14")
+        );
         assert_eq!(version_line("CoreDNS-1.14.7", "v1.14.7"), None);
         assert_eq!(version_line("etcd Version: 3.6.145", "v3.6.14"), None);
         assert_eq!(version_line("", "v1"), None);

@@ -5,6 +5,8 @@
 //! `cargo bench -p kimage-qemu-tests --bench build` (as root: mmdebstrap's fastest mode needs it). Inputs and
 //! components must be in the store: the first thing that runs is an ordinary build of all roles, which is not timed.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -14,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kimage_qemu_tests::images::{self, workspace};
 
 const ROLES: [&str; 3] = ["worker", "control-plane", "etcd"];
 
@@ -30,26 +33,54 @@ fn main() -> Result<()> {
     let bench = Bench::new()?;
     bench.warm_up()?;
     let peer = bench.peer()?;
-    println!("\n{:<58} {:>8} {:>7} {:>7} {:>8}", "what", "seconds", "ratio", "goal", "peak MB");
+    println!(
+        "\n{:<58} {:>8} {:>7} {:>7} {:>8}",
+        "what", "seconds", "ratio", "goal", "peak MB"
+    );
     let row = |what: &str, measured: &Measured, goal: &str| {
         let seconds = measured.wall.as_secs_f64();
         let ratio = seconds / peer.wall.as_secs_f64();
-        println!("{what:<58} {seconds:>8.2} {ratio:>7.3} {goal:>7} {:>8.0}", measured.peak_mb);
+        println!(
+            "{what:<58} {seconds:>8.2} {ratio:>7.3} {goal:>7} {:>8.0}",
+            measured.peak_mb
+        );
     };
     row("peer: mmdebstrap + mksquashfs + veritysetup", &peer, "");
-    row("worker, no cached tree (--no-cache)", &bench.build("worker", &["--no-cache"], &bench.workspace)?, "0.4");
-    row("worker, nothing changed", &bench.build("worker", &[], &bench.workspace)?, "0.5 s");
+    row(
+        "worker, no cached tree (--no-cache)",
+        &bench.build("worker", &["--no-cache"], &bench.workspace)?,
+        "0.4",
+    );
+    row(
+        "worker, nothing changed",
+        &bench.build("worker", &[], &bench.workspace)?,
+        "0.5 s",
+    );
     row("worker, a file of the role changed", &bench.role_change()?, "0.1");
     for role in ["control-plane", "etcd"] {
         bench.forget_output(role)?;
-        row(&format!("{role}, after the worker"), &bench.build(role, &["--no-cache-role"], &bench.workspace)?, "3 s");
+        row(
+            &format!("{role}, after the worker"),
+            &bench.build(role, &["--no-cache-role"], &bench.workspace)?,
+            "3 s",
+        );
     }
-    println!("\n{:<16} {:>10} {:>10} {:>10}", "compressed qcow2", "MB", "goal MB", "raw MB");
+    println!(
+        "\n{:<16} {:>10} {:>10} {:>10}",
+        "compressed qcow2", "MB", "goal MB", "raw MB"
+    );
     for (role, goal) in SIZE_GOALS {
-        let size = |name: &str| fs::metadata(bench.output.join(role).join(name)).map(|file| file.len() as f64 / 1e6);
-        println!("{role:<16} {:>10.1} {goal:>10.0} {:>10.1}", size("disk.qcow2")?, size("disk.raw")?);
+        let size =
+            |name: &str| fs::metadata(bench.output.join(role).join(name)).map(|file| file.len() as f64 / 1e6);
+        println!(
+            "{role:<16} {:>10.1} {goal:>10.0} {:>10.1}",
+            size("disk.qcow2")?,
+            size("disk.raw")?
+        );
     }
-    println!("\nPublished by others, not run here: mkosi full build 81 s, incremental 22 s; image-builder 1790 s, 1600-3700 MB.");
+    println!(
+        "\nPublished by others, not run here: mkosi full build 81 s, incremental 22 s; image-builder 1790 s, 1600-3700 MB."
+    );
     Ok(())
 }
 
@@ -62,11 +93,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("workspace")?.to_owned();
-        run(command("cargo").args(["build", "--release", "--bin", "kimage"]).current_dir(&workspace))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
         let scratch = tempfile::Builder::new().prefix("kimage-bench-").tempdir()?;
-        Ok(Self { kimage: target.join("release/kimage"), output: scratch.path().join("out"), workspace, scratch })
+        Ok(Self {
+            kimage: images::kimage()?.to_owned(),
+            output: scratch.path().join("out"),
+            workspace: workspace().to_owned(),
+            scratch,
+        })
     }
 
     /// Everything fetched and compiled, nothing timed.
@@ -79,7 +112,10 @@ impl Bench {
 
     fn build(&self, role: &str, more: &[&str], workspace: &Path) -> Result<Measured> {
         let mut build = command(&self.kimage);
-        build.args(["build", "--role", role, "--format", "raw,qcow2", "--output"]).arg(&self.output).args(more);
+        build
+            .args(["build", "--role", role, "--format", "raw,qcow2", "--output"])
+            .arg(&self.output)
+            .args(more);
         run(build.current_dir(workspace))
     }
 
@@ -91,7 +127,21 @@ impl Bench {
     fn role_change(&self) -> Result<Measured> {
         let copy = self.scratch.path().join("workspace");
         fs::create_dir_all(&copy)?;
-        run(command("cp").arg("-a").args(["Cargo.toml", "Cargo.lock", "images", "roles", "firstboot", "builder", "qemu-tests"].map(|name| self.workspace.join(name))).arg(&copy))?;
+        run(command("cp")
+            .arg("-a")
+            .args(
+                [
+                    "Cargo.toml",
+                    "Cargo.lock",
+                    "images",
+                    "roles",
+                    "firstboot",
+                    "builder",
+                    "qemu-tests",
+                ]
+                .map(|name| self.workspace.join(name)),
+            )
+            .arg(&copy))?;
         let files = copy.join("roles/worker/files/etc");
         fs::create_dir_all(&files)?;
         fs::write(files.join("bench"), "changed\n")?;
@@ -104,7 +154,10 @@ impl Bench {
         let packages = self.local_mirror(&mirror)?;
         let root = self.scratch.path().join("peer");
         let (squashfs, verity) = (root.with_extension("squashfs"), root.with_extension("verity"));
-        let mut total = Measured { wall: Duration::ZERO, peak_mb: 0.0 };
+        let mut total = Measured {
+            wall: Duration::ZERO,
+            peak_mb: 0.0,
+        };
         let mut step = |command: &mut Command| -> Result<()> {
             let measured = run(command)?;
             total.wall += measured.wall;
@@ -112,9 +165,23 @@ impl Bench {
             Ok(())
         };
         let source = format!("deb [trusted=yes] copy://{} ./", mirror.display());
-        step(command("mmdebstrap").args(["--variant=custom", "--format=directory", "--skip=check/qemu"])
-            .arg(format!("--include={}", packages.join(","))).arg("noble").arg(&root).arg(source))?;
-        step(command("mksquashfs").arg(&root).arg(&squashfs).args(["-comp", "zstd", "-Xcompression-level", "6", "-noappend", "-quiet", "-no-progress"]))?;
+        step(
+            command("mmdebstrap")
+                .args(["--variant=custom", "--format=directory", "--skip=check/qemu"])
+                .arg(format!("--include={}", packages.join(",")))
+                .arg("noble")
+                .arg(&root)
+                .arg(source),
+        )?;
+        step(command("mksquashfs").arg(&root).arg(&squashfs).args([
+            "-comp",
+            "zstd",
+            "-Xcompression-level",
+            "6",
+            "-noappend",
+            "-quiet",
+            "-no-progress",
+        ]))?;
         step(command("veritysetup").arg("format").arg(&squashfs).arg(&verity))?;
         Ok(total)
     }
@@ -122,14 +189,22 @@ impl Bench {
     /// A flat repository of the .debs that the worker image holds.
     fn local_mirror(&self, mirror: &Path) -> Result<Vec<String>> {
         fs::create_dir_all(mirror)?;
-        let list = output(command(&self.kimage).args(["lock", "--list", "--role", "worker", "--json"]).current_dir(&self.workspace))?;
+        let list = output(
+            command(&self.kimage)
+                .args(["lock", "--list", "--role", "worker", "--json"])
+                .current_dir(&self.workspace),
+        )?;
         let packages: Vec<Listed> = serde_json::from_slice(&list).context("kimage lock --list --json")?;
         let mut index = fs::File::create(mirror.join("Packages"))?;
         for package in &packages {
             let name = package.path.rsplit('/').next().context("path")?;
             fs::copy(&package.blob, mirror.join(name))?;
             index.write_all(&output(command("dpkg-deb").arg("-f").arg(mirror.join(name)))?)?;
-            writeln!(index, "Filename: ./{name}\nSize: {}\nSHA256: {}\n", package.size, package.sha256)?;
+            writeln!(
+                index,
+                "Filename: ./{name}\nSize: {}\nSHA256: {}\n",
+                package.size, package.sha256
+            )?;
         }
         Ok(packages.into_iter().map(|package| package.name).collect())
     }
@@ -146,13 +221,19 @@ struct Listed {
     blob: PathBuf,
 }
 
-#[expect(clippy::disallowed_methods, reason = "the benchmark's door for child processes")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the benchmark's door for child processes"
+)]
 fn command(program: impl AsRef<OsStr>) -> Command {
     Command::new(program)
 }
 
 fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {command:?}"))?;
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
     Ok(output.stdout)
 }
@@ -162,7 +243,11 @@ fn run(command: &mut Command) -> Result<Measured> {
     eprintln!("$ {command:?}");
     let log = tempfile::tempfile()?;
     let started = Instant::now();
-    let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?).spawn()?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?)
+        .spawn()?;
     let (status, peak_kb) = wait(child.id())?;
     let wall = started.elapsed();
     if !std::process::ExitStatus::from_raw(status).success() {
@@ -171,11 +256,17 @@ fn run(command: &mut Command) -> Result<Measured> {
         std::io::Read::read_to_string(&mut &log, &mut text)?;
         anyhow::bail!("{command:?} failed\n{text}");
     }
-    Ok(Measured { wall, peak_mb: peak_kb as f64 * 1024.0 / 1e6 })
+    Ok(Measured {
+        wall,
+        peak_mb: peak_kb as f64 * 1024.0 / 1e6,
+    })
 }
 
 /// Waits for a child and returns its status and the largest resident set, in KiB, of it and its own children.
-#[expect(unsafe_code, reason = "wait4 is the only call that tells a child's peak memory")]
+#[expect(
+    unsafe_code,
+    reason = "wait4 is the only call that tells a child's peak memory"
+)]
 fn wait(pid: u32) -> Result<(i32, i64)> {
     let mut status = 0;
     // SAFETY: rusage is plain data that the kernel fills in; both pointers are valid for the call.

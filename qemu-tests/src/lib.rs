@@ -1,8 +1,10 @@
 //! The bench on which images boot: a [`machine::Machine`] is one QEMU process with its console and its control
-//! socket. The claims about images are in `tests/`.
+//! socket. [`packages`] and [`programs`] are what tests work on. The claims about images are in `tests/`.
 
 pub mod accelerator;
 pub mod console;
 pub mod control;
-pub mod firmware;
+pub mod images;
 pub mod machine;
+pub mod packages;
+pub mod programs;

@@ -3,24 +3,21 @@
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use kimage_builder::qemu::{self, Accelerator, Hardware};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::accelerator::Accelerator;
+use crate::accelerator;
 use crate::console::Console;
 use crate::control::Control;
-use crate::firmware::Firmware;
 
-mod disk;
+pub use kimage_builder::qemu::{Bus, Cache, Disk, Firmware, Format};
 
-pub use disk::{Bus, Cache, Disk, Format};
-
-const QEMU: &str = "qemu-system-x86_64";
 /// QEMU opens its control socket before anything slow.
 const START: Duration = Duration::from_secs(20);
 /// Between two looks at a child that is about to end; the standard library has no wait with a deadline.
@@ -118,8 +115,8 @@ impl Blueprint {
         let socket = folder.path().join("control");
         // QEMU connects to us: so there is no moment at which its socket is not there yet.
         let listener = UnixListener::bind(&socket).context("open the control socket")?;
-        let arguments = self.command_line(Accelerator::probe()?, &socket);
-        let mut child = spawn(&arguments, Stdio::piped())?;
+        let arguments = self.command_line(accelerator::chosen()?, &socket);
+        let mut child = spawn(&arguments)?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         let console = Console::attach(output.context("no console")?, child.stdin.take());
         let errors = Console::attach(errors.context("no standard error")?, None);
@@ -139,45 +136,32 @@ impl Blueprint {
     }
 
     fn command_line(&self, accelerator: Accelerator, socket: &Path) -> Vec<String> {
-        let secure = matches!(&self.boot, Boot::Firmware { firmware, .. } if firmware.secure);
-        let machine = if secure { "q35,smm=on" } else { "q35" };
-        let fixed = "-nodefaults -no-user-config -display none -device virtio-rng-pci \
-                     -chardev stdio,id=serial,signal=off -serial chardev:serial -mon chardev=control,mode=control";
-        let mut words: Vec<String> = vec!["-machine".into(), machine.into()];
-        words.extend(accelerator.arguments().map(Into::into));
+        let firmware = match &self.boot {
+            Boot::Firmware { firmware, vars } => Some((firmware, vars.as_path())),
+            Boot::Direct { .. } => None,
+        };
+        let hardware = Hardware {
+            accelerator,
+            memory_mb: self.memory_mb,
+            cpus: self.cpus,
+            firmware,
+            disks: &self.disks,
+        };
+        let mut words = hardware.arguments();
+        let fixed =
+            "-chardev stdio,id=serial,signal=off -serial chardev:serial -mon chardev=control,mode=control";
         words.extend(fixed.split_ascii_whitespace().map(Into::into));
         let mut pair = |option: &str, value: String| words.extend([option.to_owned(), value]);
         pair("-chardev", format!("socket,id=control,path={}", socket.display()));
-        pair("-m", self.memory_mb.to_string());
-        pair("-smp", self.cpus.to_string());
-        match &self.boot {
-            Boot::Direct {
-                kernel,
-                initrd,
-                command_line,
-            } => {
-                pair("-kernel", kernel.display().to_string());
-                pair("-initrd", initrd.display().to_string());
-                pair("-append", command_line.clone());
-            }
-            Boot::Firmware { firmware, vars } => {
-                if secure {
-                    pair("-global", "driver=cfi.pflash01,property=secure,value=on".into());
-                    pair("-global", "ICH9-LPC.disable_s3=1".into());
-                }
-                let code = firmware.code.display();
-                pair(
-                    "-drive",
-                    format!("if=pflash,format=raw,unit=0,readonly=on,file={code}"),
-                );
-                pair(
-                    "-drive",
-                    format!("if=pflash,format=raw,unit=1,file={}", vars.display()),
-                );
-            }
-        }
-        for (number, disk) in self.disks.iter().enumerate() {
-            words.extend(disk.arguments(number));
+        if let Boot::Direct {
+            kernel,
+            initrd,
+            command_line,
+        } = &self.boot
+        {
+            pair("-kernel", kernel.display().to_string());
+            pair("-initrd", initrd.display().to_string());
+            pair("-append", command_line.clone());
         }
         if !self.reboots {
             words.push("-no-reboot".into());
@@ -302,29 +286,15 @@ impl Drop for Process {
     }
 }
 
-/// The one door for QEMU processes.
-#[expect(clippy::disallowed_methods, reason = "this is the door")]
-fn spawn(arguments: &[String], standard_input: Stdio) -> Result<Child> {
-    let mut command = Command::new(QEMU);
-    command.args(arguments).process_group(0);
+/// Starts QEMU with pipes on all its standard streams.
+fn spawn(arguments: &[String]) -> Result<Child> {
+    let tool = qemu::tool()?.args(arguments);
+    let line = tool.line();
+    let mut command = tool.into_command();
     command
-        .stdin(standard_input)
+        .process_group(0)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command
-        .spawn()
-        .with_context(|| format!("start {QEMU}: apt-get install qemu-system-x86"))
-}
-
-/// Runs QEMU for at most `deadline`; its exit status, or `None` if it had to be killed.
-pub(crate) fn run_for(arguments: &[String], deadline: Duration) -> Result<Option<i32>> {
-    let mut child = Process(spawn(arguments, Stdio::null())?);
-    let end = Instant::now() + deadline;
-    while Instant::now() < end {
-        if let Some(status) = child.0.try_wait().context("wait for QEMU")? {
-            return Ok(status.code());
-        }
-        thread::sleep(POLL);
-    }
-    Ok(None)
+    command.spawn().with_context(|| format!("start `{line}`"))
 }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use kimage_qemu_tests::firmware::Firmware;
-use kimage_qemu_tests::machine::{Blueprint, Disk, Format};
+use kimage_qemu_tests::machine::{Blueprint, Disk, Firmware, Format};
 
 const DEADLINE: Duration = Duration::from_secs(180);
 

@@ -16,10 +16,21 @@ use kimage_builder::partitions::initrd::{self, Initrd};
 use kimage_builder::tool::Tool;
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Format, Machine};
+use kimage_qemu_tests::packages::Locked;
+use kimage_qemu_tests::programs::guest;
 
-/// A folder in which these packages of Ubuntu 24.04 are unpacked (`dpkg-deb -x`): linux-image-*, linux-modules-*,
-/// busybox-static, e2fsprogs, libc6, libext2fs2t64, libcom-err2, libblkid1, libuuid1.
-const VARIABLE: &str = "KIMAGE_TEST_NOBLE";
+/// What the root, its programs and the kernel come from.
+const PACKAGES: [&str; 9] = [
+    "e2fsprogs",
+    "libblkid1",
+    "libc6",
+    "libcom-err2",
+    "libext2fs2t64",
+    "libuuid1",
+    "linux-image-6.8.0",
+    "linux-modules-6.8.0",
+    "linux-modules-extra-6.8.0",
+];
 const DEADLINE: Duration = Duration::from_secs(120);
 const SECTOR: u64 = 512;
 /// First sectors of the hash partition and of the root partition, and the disk's size in sectors.
@@ -59,9 +70,7 @@ struct Bench {
 fn bench() -> &'static Bench {
     static BENCH: OnceLock<Bench> = OnceLock::new();
     BENCH.get_or_init(|| {
-        let noble = std::env::var_os(VARIABLE).map(PathBuf::from);
-        let noble = noble
-            .unwrap_or_else(|| panic!("set {VARIABLE} to a folder with unpacked packages, see this file"));
+        let noble = noble();
         // Not a temporary folder: a static is never dropped, so the next run clears away what this one leaves.
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stage0");
         let _ = fs::remove_dir_all(&folder);
@@ -90,34 +99,18 @@ fn only_child(folder: &Path) -> PathBuf {
     children[0].clone()
 }
 
-fn guest_binary(name: &str) -> Vec<u8> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
-    let triple = "x86_64-unknown-linux-gnu";
-    let flags = format!(
-        "-C target-feature=+crt-static --remap-path-prefix={}=/kimage",
-        workspace.display()
-    );
-    Tool::new(env!("CARGO"))
-        .inherit(&["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME"])
-        .env("RUSTFLAGS", flags)
-        .env("CARGO_TARGET_DIR", &target)
-        .directory(workspace)
-        .args([
-            "build",
-            "--profile",
-            "guest",
-            "--locked",
-            "-p",
-            "kimage-firstboot",
-            "--bin",
-            name,
-            "--target",
-            triple,
-        ])
-        .run()
-        .unwrap();
-    fs::read(target.join(triple).join("guest").join(name)).unwrap()
+/// Ubuntu's packages, unpacked; names of kernel packages carry its version.
+fn noble() -> PathBuf {
+    let locked = Locked::of("ubuntu-24.04").unwrap();
+    let full = |name: &&str| {
+        let mut names = locked.lock.package.iter().map(|package| package.name.as_str());
+        let found = names.find(|full| full == name || name.ends_with("-6.8.0") && full.starts_with(name));
+        found.unwrap_or_else(|| panic!("no package {name} in the lock"))
+    };
+    let names: Vec<&str> = PACKAGES.iter().map(full).collect();
+    locked
+        .unpacked(&names, Path::new(env!("CARGO_TARGET_TMPDIR")))
+        .unwrap()
 }
 
 fn build_initrd(noble: &Path, version: &str) -> Initrd {
@@ -139,7 +132,7 @@ fn build_initrd(noble: &Path, version: &str) -> Initrd {
     let hardware =
         "nvme ahci vmw_pvscsi mptsas megaraid_sas xhci_pci usb-storage uas hv_storvsc virtio_blk virtio_scsi";
     let initrd = initrd::build(
-        &guest_binary("kimage-init"),
+        &guest("kimage-init").unwrap(),
         &tree,
         version,
         &words("dm-verity overlay"),
@@ -180,11 +173,10 @@ fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
     for name in folders.split_ascii_whitespace() {
         fs::create_dir_all(root.join(name)).unwrap();
     }
-    let busybox = [noble.join("usr/bin/busybox"), noble.join("bin/busybox")]
-        .into_iter()
-        .find(|path| path.exists());
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
+    let busybox = busybox.into_iter().find(|path| path.exists());
     fs::copy(
-        busybox.expect("busybox-static is not unpacked"),
+        busybox.expect("a static busybox is needed: apt-get install busybox-static"),
         root.join("bin/busybox"),
     )
     .unwrap();
@@ -205,7 +197,7 @@ fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
     let loader = "ld-linux-x86-64.so.2";
     fs::copy(libraries.join(loader), root.join("lib64").join(loader)).unwrap();
     let firstboot = root.join("usr/lib/kimage/kimage-firstboot");
-    fs::write(&firstboot, guest_binary("kimage-firstboot")).unwrap();
+    fs::write(&firstboot, guest("kimage-firstboot").unwrap()).unwrap();
     fs::set_permissions(&firstboot, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(root.join("usr/share/factory/var/lib/factory-file"), "hello").unwrap();
     fs::write(root.join("sbin/init"), INIT).unwrap();

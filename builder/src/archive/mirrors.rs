@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::definition::image::{Archive, Suite};
+use crate::definition::mirror_url;
 use crate::failure::{ExitCode, Failure};
 
 /// Where apt keeps its sources.
@@ -30,8 +31,11 @@ impl Mirrors {
 /// The mirrors of `suite`. URLs given with `--mirror` win over all others.
 ///
 /// # Errors
-/// [`ExitCode::Fetch`] when nobody names one.
+/// [`ExitCode::Fetch`] when nobody names one, [`ExitCode::Usage`] when a given one is no URL.
 pub fn of(archive: &Archive, suite: &Suite, given: &[String]) -> Result<Mirrors> {
+    for url in given {
+        mirror_url(url).map_err(|why| Failure::new(ExitCode::Usage, format!("--mirror: {why}")))?;
+    }
     find(archive, suite, given, Path::new(APT_FOLDER))
 }
 

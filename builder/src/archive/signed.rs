@@ -8,9 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 use openpgp::parse::Parse;
-use openpgp::parse::stream::{MessageLayer, MessageStructure, VerificationHelper, VerifierBuilder};
+use openpgp::parse::stream::{
+    MessageLayer, MessageStructure, VerificationHelper, VerificationResult, VerifierBuilder,
+};
 use openpgp::policy::StandardPolicy;
-use openpgp::{Cert, KeyHandle};
+use openpgp::types::RevocationStatus;
+use openpgp::{Cert, Fingerprint, KeyHandle};
 use sequoia_openpgp as openpgp;
 
 use crate::digest::Digest;
@@ -18,6 +21,9 @@ use crate::failure::{ExitCode, Failure};
 
 /// Largest `InRelease` in bytes; the largest seen has 256 KB.
 pub const LIMIT: u64 = 8 << 20;
+
+/// How a clear-signed document begins (RFC 9580, section 7).
+const CLEAR_SIGNED: &[u8] = b"-----BEGIN PGP SIGNED MESSAGE-----";
 
 /// Most index files that one `InRelease` may list.
 const MAX_INDEXES: usize = 100_000;
@@ -70,6 +76,16 @@ pub struct Release {
     pub signer: String,
 }
 
+impl Release {
+    /// Whether it is of the suite `name`. Pockets share the codename: `noble-security` must not pass for `noble`.
+    pub fn is_of(&self, name: &str) -> bool {
+        let (suite, codename) = (self.suite.as_deref(), self.codename.as_deref());
+        let pocket =
+            suite.is_some_and(|suite| suite.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')));
+        suite == Some(name) || codename == Some(name) && !pocket
+    }
+}
+
 /// Checks the signature and the dates of `bytes` and reads the signed text, and nothing but the signed text.
 /// `what` names the document in errors; `now` is the clock.
 pub fn read(bytes: &[u8], keyring: &Keyring, what: &str, now: Timestamp) -> Result<Release> {
@@ -81,27 +97,34 @@ pub fn read(bytes: &[u8], keyring: &Keyring, what: &str, now: Timestamp) -> Resu
         )
     })?;
     let release = parse(&text, signer).with_context(|| format!("{what}: malformed"))?;
-    Ok(release).and_then(|release| check_dates(release, &text, what, now))
+    check_dates(release, &text, what, now)
 }
 
 fn verified_text(bytes: &[u8], keyring: &Keyring, now: Timestamp) -> Result<(String, String)> {
-    let policy = StandardPolicy::new();
+    // What stands before the signed text is nobody's word, and a detached or inline signature is no InRelease.
+    ensure!(bytes.starts_with(CLEAR_SIGNED), "not a clear-signed document");
+    let seconds = u64::try_from(now.as_second()).context("the clock stands before 1970")?;
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let policy = StandardPolicy::at(time);
     let helper = Helper {
         keyring,
+        policy: &policy,
+        time,
         signer: None,
         problems: Vec::new(),
     };
-    let seconds = u64::try_from(now.as_second()).context("the clock stands before 1970")?;
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let mut verifier = VerifierBuilder::from_bytes(bytes)?.with_policy(&policy, time, helper)?;
     let mut text = String::new();
     verifier.by_ref().take(LIMIT).read_to_string(&mut text)?;
+    ensure!(verifier.message_processed(), "the document ends too early");
     let signer = verifier.into_helper().signer.context("not signed")?;
     Ok((text, signer))
 }
 
 struct Helper<'a> {
     keyring: &'a Keyring,
+    policy: &'a StandardPolicy<'a>,
+    time: SystemTime,
     signer: Option<String>,
     problems: Vec<String>,
 }
@@ -118,10 +141,7 @@ impl VerificationHelper for Helper<'_> {
                 bail!("not a plain signed document")
             };
             for result in results {
-                match result {
-                    Ok(good) => self.signer = Some(good.ka.cert().fingerprint().to_hex()),
-                    Err(error) => self.problems.push(error.to_string()),
-                }
+                self.judge(result);
             }
         }
         ensure!(
@@ -129,6 +149,38 @@ impl VerificationHelper for Helper<'_> {
             "no good signature by a pinned key: {}",
             self.problems.join("; ")
         );
+        Ok(())
+    }
+}
+
+impl Helper<'_> {
+    /// sequoia has checked that the key was alive and might sign when it made the signature. Whoever holds an expired
+    /// or revoked key can date a signature back, so the same must hold now.
+    fn judge(&mut self, result: VerificationResult<'_>) {
+        match result {
+            Ok(good) => {
+                let cert = good.ka.cert();
+                match self.check_now(cert, &good.ka.key().fingerprint()) {
+                    Ok(()) => {
+                        self.signer.get_or_insert(cert.fingerprint().to_hex());
+                    }
+                    Err(error) => self.problems.push(format!("{}: {error:#}", cert.fingerprint())),
+                }
+            }
+            Err(error) => self.problems.push(error.to_string()),
+        }
+    }
+
+    fn check_now(&self, cert: &Cert, signer: &Fingerprint) -> Result<()> {
+        let valid = cert.with_policy(self.policy, self.time)?;
+        valid.alive()?;
+        if matches!(valid.revocation_status(), RevocationStatus::Revoked(_)) {
+            bail!("the certificate is revoked");
+        }
+        let mut keys = valid.keys().alive().revoked(false).for_signing();
+        if !keys.any(|key| key.key().fingerprint() == *signer) {
+            bail!("the signing key is expired or revoked");
+        }
         Ok(())
     }
 }
@@ -178,7 +230,9 @@ fn timestamp(date: &str) -> Result<Timestamp> {
         other => other.to_owned(),
     });
     let text = words.collect::<Vec<_>>().join(" ");
-    rfc2822::DateTimeParser::new().parse_timestamp(&text).with_context(|| format!("date `{date}`"))
+    rfc2822::DateTimeParser::new()
+        .parse_timestamp(&text)
+        .with_context(|| format!("date `{date}`"))
 }
 
 fn check_dates(release: Release, text: &str, what: &str, now: Timestamp) -> Result<Release> {
@@ -208,9 +262,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pocket_does_not_pass_for_its_release() {
+        let release = |suite: &str, codename: &str| Release {
+            suite: Some(suite.to_owned()),
+            codename: Some(codename.to_owned()),
+            date: Timestamp::UNIX_EPOCH,
+            by_hash: false,
+            indexes: BTreeMap::new(),
+            signer: String::new(),
+        };
+        let security = release("noble-security", "noble");
+        assert!(security.is_of("noble-security") && !security.is_of("noble"));
+        assert!(release("stable", "trixie").is_of("trixie") && release("stable", "trixie").is_of("stable"));
+        assert!(release("stable-security", "trixie-security").is_of("trixie-security"));
+    }
+
+    #[test]
     fn dates_are_read_as_archives_write_them() {
         let expected: Timestamp = "2026-11-20T02:27:59Z".parse().unwrap();
-        for date in ["Fri, 20 Nov 2026  2:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 UTC", "Fri, 20 Nov 2026 02:27:59 +0000"] {
+        for date in [
+            "Fri, 20 Nov 2026  2:27:59 UTC",
+            "Fri, 20 Nov 2026 02:27:59 UTC",
+            "Fri, 20 Nov 2026 02:27:59 +0000",
+        ] {
             assert_eq!(timestamp(date).unwrap(), expected, "{date}");
         }
         assert!(timestamp("yesterday").is_err());

@@ -18,6 +18,8 @@ use resolvo::{
 use super::index::Package;
 use super::relation::{Alternatives, Relation};
 use super::version;
+use crate::definition::nearest;
+use crate::failure::{ExitCode, Failure};
 
 /// All packages of an archive, one version of each.
 pub struct Universe {
@@ -95,12 +97,7 @@ pub struct Problems<'a> {
 /// The packages for `problem`, sorted by name. An error tells, in the solver's words, why there are none.
 pub fn solve(universe: &Universe, problem: &Problems<'_>) -> Result<Vec<Arc<Package>>> {
     for name in problem.install {
-        if universe.candidates(&plain(name)).is_empty() {
-            bail!(
-                "package `{name}` is in no suite of the archive{}",
-                similar(universe, name)
-            );
-        }
+        check_name(universe, name)?;
         if problem.left_out.contains(name) {
             bail!("package `{name}` is both installed and left out");
         }
@@ -145,19 +142,26 @@ fn plain(name: &str) -> Relation {
     }
 }
 
-fn similar(universe: &Universe, name: &str) -> String {
-    let close: Vec<&str> = universe
-        .packages
-        .keys()
-        .map(String::as_str)
-        .filter(|other| other.contains(name))
-        .take(3)
-        .collect();
-    if close.is_empty() {
-        String::new()
-    } else {
-        format!(" (there are {})", close.join(", "))
+/// Refuses a name that no package has before the solver says so in its own words.
+fn check_name(universe: &Universe, name: &str) -> Result<()> {
+    if universe.packages.contains_key(name) {
+        return Ok(());
     }
+    let providers = universe.candidates(&plain(name));
+    if !providers.is_empty() {
+        let names: Vec<&str> = providers.iter().map(|package| package.name.as_str()).collect();
+        let message = format!("package `{name}` is virtual");
+        let hint = format!("name one that provides it: {}", names.join(", "));
+        return Err(Failure::new(ExitCode::Usage, message).hint(hint).into());
+    }
+    let failure = Failure::new(
+        ExitCode::Usage,
+        format!("package `{name}` is in no suite of the archive"),
+    );
+    Err(match nearest(name, universe.packages.keys()) {
+        Some(near) => failure.hint(format!("did you mean `{near}`?")).into(),
+        None => failure.into(),
+    })
 }
 
 /// A version set holds the one package it is about, or its absence.

@@ -10,9 +10,9 @@ use crate::components::Access;
 use crate::download::Network;
 use crate::pipeline::{self, DiskFormat, Order};
 use crate::progress::bytes;
+use crate::sign::Signer;
 use crate::sign::command::CommandSigner;
 use crate::sign::keys::{FileSigner, development_signer};
-use crate::sign::Signer;
 use crate::store::Store;
 
 /// How long an external signer may take for one signature: a person may have to touch a token.
@@ -22,7 +22,11 @@ const SIGNER_PATIENCE: Duration = Duration::from_secs(120);
 pub(super) fn run(arguments: &Build, context: &Context) -> Result<()> {
     let store = context.store()?;
     let signer = signer(arguments, context, &store)?;
-    let network = if arguments.offline { Network::Offline } else { Network::Online };
+    let network = if arguments.offline {
+        Network::Offline
+    } else {
+        Network::Online
+    };
     let order = Order {
         workspace: context.definitions()?,
         image: arguments.image.image.clone(),
@@ -32,19 +36,38 @@ pub(super) fn run(arguments: &Build, context: &Context) -> Result<()> {
         cache: !arguments.no_cache,
         jobs: arguments.jobs.unwrap_or_else(processors),
         mirrors: context.global.mirror.clone(),
-        access: Access { network, go_proxy: arguments.go_proxy.clone() },
+        access: Access {
+            network,
+            go_proxy: arguments.go_proxy.clone(),
+        },
     };
     let manifest = pipeline::build(&order, signer.as_ref(), &store, &context.progress)?;
     let place = order.output.join(&order.role);
-    context.progress.line(&format!("{} {} with root hash {}", manifest.role, manifest.version, manifest.root.hash));
-    for file in manifest.files.iter().filter(|file| file.name.starts_with("disk.")) {
+    context.progress.line(&format!(
+        "{} {} with root hash {}",
+        manifest.role, manifest.version, manifest.root.hash
+    ));
+    for file in manifest
+        .files
+        .iter()
+        .filter(|file| file.name.starts_with("disk."))
+    {
         let stored = std::fs::metadata(place.join(&file.name)).map(|metadata| allocated(&metadata));
         let stored = stored.unwrap_or(file.size);
-        context.progress.line(&format!("  {}  {} ({} on disk)", place.join(&file.name).display(), bytes(file.size), bytes(stored)));
+        context.progress.line(&format!(
+            "  {}  {} ({} on disk)",
+            place.join(&file.name).display(),
+            bytes(file.size),
+            bytes(stored)
+        ));
         pipeline::check_budget(&order, file, &context.progress)?;
     }
     context.progress.total("built");
-    if arguments.json { print_json(&manifest) } else { Ok(()) }
+    if arguments.json {
+        print_json(&manifest)
+    } else {
+        Ok(())
+    }
 }
 
 /// What a sparse file takes.
@@ -74,9 +97,11 @@ impl clap::ValueEnum for DiskFormat {
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         Some(match self {
-            Self::Raw => clap::builder::PossibleValue::new("raw").help("disk.raw: the disk itself; always made"),
-            Self::Qcow2 => clap::builder::PossibleValue::new("qcow2").help("disk.qcow2: QEMU, libvirt, OpenStack, Proxmox"),
+            Self::Raw => {
+                clap::builder::PossibleValue::new("raw").help("disk.raw: the disk itself; always made")
+            }
+            Self::Qcow2 => clap::builder::PossibleValue::new("qcow2")
+                .help("disk.qcow2: QEMU, libvirt, OpenStack, Proxmox"),
         })
     }
 }
-

@@ -5,17 +5,19 @@ use std::fmt::Write;
 use anyhow::{Result, bail};
 
 use super::Context;
+use crate::archive::mirrors;
 use crate::cli::Doctor;
+use crate::definition;
 use crate::doctor::{Check, State, examine};
 use crate::failure::{ExitCode, Failure};
 
 pub(super) fn run(arguments: &Doctor, context: &Context) -> Result<()> {
-    let mirrors: &[String] = if arguments.offline {
-        &[]
+    let indexes = if arguments.offline {
+        Vec::new()
     } else {
-        &context.global.mirror
+        indexes(&arguments.image.image, context)
     };
-    let checks = examine(&context.store(), mirrors, &context.progress);
+    let checks = examine(&context.store(), &indexes, &context.progress);
     if arguments.json {
         super::print_json(&checks)?;
     } else {
@@ -41,6 +43,35 @@ pub(super) fn run(arguments: &Doctor, context: &Context) -> Result<()> {
         code,
         format!("this host can't build images: {}", failed.join(", "))
     ))
+}
+
+/// The signed index of every suite of `image` on every mirror.
+fn indexes(image: &str, context: &Context) -> Vec<Result<String>> {
+    let workspace = match context.definitions() {
+        Ok(workspace) => workspace,
+        Err(error) if context.global.definitions.is_some() => return vec![Err(error)],
+        Err(_) => {
+            let line = "archives are not checked: no folder from here upwards holds images/ and roles/";
+            context.progress.line(line);
+            return Vec::new();
+        }
+    };
+    let image = match definition::load_image(&workspace, image) {
+        Ok(definition) => definition.image,
+        Err(error) => return vec![Err(error)],
+    };
+    let archive = &image.manifest.archive;
+    let mut indexes = Vec::new();
+    for suite in &archive.suites {
+        match mirrors::of(archive, suite, &context.global.mirror) {
+            Ok(mirrors) => {
+                let urls = mirrors.urls(&format!("dists/{}/InRelease", suite.name));
+                indexes.extend(urls.into_iter().map(Ok));
+            }
+            Err(error) => indexes.push(Err(error)),
+        }
+    }
+    indexes
 }
 
 fn report(checks: &[Check]) -> String {

@@ -10,7 +10,11 @@ use crate::sign::keys;
 pub(super) fn run(arguments: &KeysNew, context: &Context) -> Result<()> {
     keys::create(&arguments.directory)?;
     let folder = arguments.directory.display();
-    context.progress.line(&format!("{folder}: Secure Boot keys PK, KEK and db, and the release key"));
-    context.progress.line(&format!("next: kimage build --role worker --keys {folder}"));
+    context.progress.line(&format!(
+        "{folder}: Secure Boot keys PK, KEK and db, and the release key"
+    ));
+    context
+        .progress
+        .line(&format!("next: kimage build --role worker --keys {folder}"));
     Ok(())
 }

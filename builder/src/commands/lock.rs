@@ -17,15 +17,32 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
         return list(&definition, arguments, context);
     }
     let store = context.store()?;
-    let old = lock::load(&definition.image).or_else(|error| if arguments.update { Ok(None) } else { Err(error) })?;
-    let snapshot = suites::fetch(&definition.image, &context.global.mirror, &store, Timestamp::now(), &context.progress)?;
+    let old = lock::load(&definition.image)
+        .or_else(|error| if arguments.update { Ok(None) } else { Err(error) })?;
+    let snapshot = suites::fetch(
+        &definition.image,
+        &context.global.mirror,
+        &store,
+        Timestamp::now(),
+        &context.progress,
+    )?;
     let pins = match &old {
         Some(old) if !arguments.update => Pins::Keep(old),
-        _ => Pins::Newest,
+        old => Pins::Newest(old.as_ref()),
     };
     let toolchains = definition.toolchains.as_ref();
-    let new = lock::resolve(&definition.image, &definition.roles, &definition.components, toolchains, &snapshot, &pins)?;
-    let moved = old.as_ref().map(|old| changes::between(old, &new)).unwrap_or_default();
+    let new = lock::resolve(
+        &definition.image,
+        &definition.roles,
+        &definition.components,
+        toolchains,
+        &snapshot,
+        &pins,
+    )?;
+    let moved = old
+        .as_ref()
+        .map(|old| changes::between(old, &new))
+        .unwrap_or_default();
     let path = lock::write(&definition.image, &new)?;
     if arguments.json {
         print_json(&moved)?;
@@ -33,9 +50,19 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
         let text: String = moved.iter().map(|change| format!("{change}\n")).collect();
         print(text.as_bytes())?;
     }
-    let what = if old.is_some() { format!("{} changes", moved.len()) } else { "new".to_owned() };
-    let counts = format!("{} packages, {} components", new.package.len(), new.component.len());
-    context.progress.line(&format!("{}: {counts}, {what}", path.display()));
+    let what = if old.is_some() {
+        format!("{} changes", moved.len())
+    } else {
+        "new".to_owned()
+    };
+    let counts = format!(
+        "{} packages, {} components",
+        new.package.len(),
+        new.component.len()
+    );
+    context
+        .progress
+        .line(&format!("{}: {counts}, {what}", path.display()));
     context.progress.total("locked");
     Ok(())
 }
@@ -52,11 +79,21 @@ struct Listed<'a> {
 }
 
 fn list(definition: &definition::ImageDefinition, arguments: &Arguments, context: &Context) -> Result<()> {
+    for role in &arguments.role {
+        definition.role(role)?;
+    }
     let store = context.store()?;
     let toolchains = definition.toolchains.as_ref();
-    let lock: Lock = lock::load_fresh(&definition.image, &definition.roles, &definition.components, toolchains)?;
+    let lock: Lock = lock::load_fresh(
+        &definition.image,
+        &definition.roles,
+        &definition.components,
+        toolchains,
+    )?;
     let wanted = |package: &&lock::LockedPackage| {
-        package.base || arguments.role.is_empty() || package.roles.iter().any(|role| arguments.role.contains(role))
+        package.base
+            || arguments.role.is_empty()
+            || package.roles.iter().any(|role| arguments.role.contains(role))
     };
     let listed: Vec<Listed<'_>> = lock
         .package
@@ -74,6 +111,9 @@ fn list(definition: &definition::ImageDefinition, arguments: &Arguments, context
     if arguments.json {
         return print_json(&listed);
     }
-    let text: String = listed.iter().map(|package| format!("{} {}\n", package.name, package.version)).collect();
+    let text: String = listed
+        .iter()
+        .map(|package| format!("{} {}\n", package.name, package.version))
+        .collect();
     print(text.as_bytes())
 }

@@ -1,18 +1,57 @@
 //! `kimage vendor`.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::Context;
 use crate::cli::Vendor;
-use crate::download::vendor::{Summary, import};
+use crate::components::{self, Access};
+use crate::definition::{self, Component};
+use crate::download::vendor::{Summary, import, write};
+use crate::download::{self, Network};
 use crate::progress::bytes;
+use crate::{inputs, lock};
 
 pub(super) fn run(arguments: &Vendor, context: &Context) -> Result<()> {
     if arguments.import {
         let summary = import(&arguments.file, &context.store()?, &context.progress)?;
         return tell("imported", arguments, &summary, context);
     }
-    bail!("`kimage vendor` is not wired to the lock yet")
+    let summary = export(arguments, context)?;
+    tell("wrote", arguments, &summary, context)
+}
+
+/// Fetches the packages and builds the components that the roles need, and writes both into the file.
+fn export(arguments: &Vendor, context: &Context) -> Result<Summary> {
+    let definition = definition::load_image(&context.definitions()?, &arguments.image.image)?;
+    let roles: Vec<&str> = match arguments.role.as_slice() {
+        [] => definition.roles.iter().map(|role| role.name.as_str()).collect(),
+        roles => roles.iter().map(String::as_str).collect(),
+    };
+    let mut needed: Vec<Component> = Vec::new();
+    for role in &roles {
+        needed.extend(definition.role(role)?.components);
+    }
+    needed.sort_by(|one, other| one.name.cmp(&other.name));
+    needed.dedup_by(|one, other| one.name == other.name);
+    let toolchains = definition.toolchains.as_ref();
+    let lock = lock::load_fresh(
+        &definition.image,
+        &definition.roles,
+        &definition.components,
+        toolchains,
+    )?;
+
+    let (store, progress) = (context.store()?, &context.progress);
+    let network = if arguments.offline {
+        Network::Offline
+    } else {
+        Network::Online
+    };
+    let requests = inputs::requests(&definition.image, &lock, &roles, &context.global.mirror, network)?;
+    download::fetch(&requests, &store, network, progress)?;
+    components::build(&needed, &lock, &store, &Access::from(network), progress)?;
+    let artifacts = components::artifacts(&needed, &lock)?;
+    write(&requests, &artifacts, &store, &arguments.file, progress)
 }
 
 fn tell(what: &str, arguments: &Vendor, summary: &Summary, context: &Context) -> Result<()> {

@@ -11,8 +11,8 @@ use zip::ZipArchive;
 
 use super::{Access, go_proxy, module_hash};
 use crate::digest::{Digest, Hasher};
-use crate::failure::{ExitCode, Failure};
 use crate::download::{self, Network};
+use crate::failure::{ExitCode, Failure};
 use crate::lock::LockedToolchain;
 use crate::progress::Progress;
 use crate::store::Store;

@@ -19,8 +19,8 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use super::{Bench, OciImage, Products};
 use crate::definition::component::Registry;
 use crate::digest::{Digest, Hasher};
-use crate::failure::{ExitCode, Failure};
 use crate::download::Network;
+use crate::failure::{ExitCode, Failure};
 use crate::progress::Task;
 
 /// Manifests, indexes and configurations that kimage understands.

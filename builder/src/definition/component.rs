@@ -351,7 +351,7 @@ path = "/usr/bin/tool"
 
     #[test]
     fn two_kinds_no_kind_and_a_later_schema_are_refused() {
-        let two = format!("{RELEASE}[cargo]\nworkspace = \".\"\npackage = \"x\"\nbinary = []\n");
+        let two = format!("{RELEASE}[cargo]\nworkspace = \".\"\npackage = \"x\"\ninputs = []\nbinary = []\n");
         let none = "schema = 1\ntitle = \"\"\nversion = \"1\"\nlicense = \"MIT\"\n";
         for text in [two.as_str(), none] {
             assert!(error(text).contains("exactly one of"), "{}", error(text));

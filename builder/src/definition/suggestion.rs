@@ -1,9 +1,9 @@
 //! What the user may have meant.
 
 /// The name of `names` that is nearest to `name`, if one is near enough to be a slip of the finger.
-pub fn nearest<'a, S: AsRef<str>>(name: &str, names: impl IntoIterator<Item = &'a S>) -> Option<&'a str>
+pub fn nearest<'a, S>(name: &str, names: impl IntoIterator<Item = &'a S>) -> Option<&'a str>
 where
-    S: 'a + ?Sized,
+    S: AsRef<str> + 'a + ?Sized,
 {
     let limit = (name.chars().count() / 3).max(1);
     names

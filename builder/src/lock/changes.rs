@@ -41,7 +41,8 @@ impl fmt::Display for Change {
 /// All differences, sorted by kind and name.
 pub fn between(old: &Lock, new: &Lock) -> Vec<Change> {
     let mut changes = Vec::new();
-    let tables: [(&'static str, fn(&Lock) -> Table); 3] = [
+    type TableOf = fn(&Lock) -> Table;
+    let tables: [(&'static str, TableOf); 3] = [
         ("component", components),
         ("package", packages),
         ("toolchain", toolchains),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 
 use super::{
     Lock, LockedComponent, LockedDownload, LockedPackage, LockedRequest, LockedSuite, LockedToolchain,
@@ -20,9 +21,9 @@ pub(super) const SCHEMA: u32 = 1;
 
 /// Whether packages may move to other versions than those of the old lock.
 pub enum Pins<'a> {
-    /// Take the newest of everything.
-    Newest,
-    /// Keep the old lock's versions where the archive still has them.
+    /// Take the newest of everything; the old lock, if there is one, only says how new the archive must be.
+    Newest(Option<&'a Lock>),
+    /// Keep the old lock's versions where the archive still has them and the definitions allow them.
     Keep(&'a Lock),
 }
 
@@ -100,6 +101,10 @@ fn request<'a>(
 }
 
 /// Chooses every package of the image and all its roles from what the archive has now.
+///
+/// # Errors
+/// [`ExitCode::Usage`] when no packages satisfy the definitions, [`ExitCode::Mismatch`] when the archive is older than
+/// the old lock.
 pub fn resolve(
     image: &Image,
     roles: &[Role],
@@ -109,20 +114,34 @@ pub fn resolve(
     pins: &Pins<'_>,
 ) -> Result<Lock> {
     let wanted = Wanted::new(image, roles, components, toolchains)?;
-    let pinned: BTreeMap<String, String> = match pins {
-        Pins::Newest => BTreeMap::new(),
-        Pins::Keep(old) => old
-            .package
-            .iter()
-            .map(|package| (package.name.clone(), package.version.clone()))
-            .collect(),
+    let (previous, pinned): (_, BTreeMap<String, String>) = match pins {
+        Pins::Newest(previous) => (*previous, BTreeMap::new()),
+        Pins::Keep(old) => {
+            let pins = old
+                .package
+                .iter()
+                .map(|package| (package.name.clone(), package.version.clone()));
+            (Some(*old), pins.collect())
+        }
     };
-    let universe = Universe::new(snapshot.packages.clone(), &pinned);
-    let packages = choose(&universe, &wanted.requests).map_err(|error| {
-        Failure::new(
-            ExitCode::Usage,
-            format!("{}/image.toml and roles: {error:#}", image.folder.display()),
+    if let Some(previous) = previous {
+        refuse_older(snapshot, previous)?;
+    }
+    let solved = |pinned| {
+        choose(
+            &Universe::new(snapshot.packages.clone(), pinned),
+            &wanted.requests,
         )
+    };
+    let newest = BTreeMap::new();
+    let packages = match solved(&pinned) {
+        // A new package may need newer versions than the old lock has. Then all move, and the changes say so.
+        Err(_) if !pinned.is_empty() => solved(&newest),
+        result => result,
+    };
+    let packages = packages.with_context(|| {
+        let message = format!("{}/image.toml and roles", image.folder.display());
+        Failure::new(ExitCode::Usage, message)
     })?;
     let suites = snapshot.suites.iter().zip(&image.manifest.archive.suites);
     let suite = suites
@@ -152,6 +171,29 @@ pub fn resolve(
         component: wanted.components,
         toolchain: wanted.toolchains,
     })
+}
+
+/// A mirror that shows an older state than the last lock saw is behind, or somebody hides security updates.
+fn refuse_older(snapshot: &Snapshot, previous: &Lock) -> Result<()> {
+    for state in &snapshot.suites {
+        let Some(before) = previous.suite.iter().find(|before| before.name == state.name) else {
+            continue;
+        };
+        let name = &state.name;
+        let date: Timestamp = before.date.parse().map_err(|_| {
+            Failure::new(
+                ExitCode::Lock,
+                format!("suite {name} of the lock: `{}` is no date", before.date),
+            )
+        })?;
+        if state.release.date < date {
+            let now = state.release.date;
+            let message = format!("suite {name} is dated {now}, older than the lock's {date}");
+            let hint = "the mirror is behind: choose another one with --mirror URL";
+            return Err(Failure::new(ExitCode::Mismatch, message).hint(hint).into());
+        }
+    }
+    Ok(())
 }
 
 /// A package and who needs it.

@@ -26,16 +26,33 @@ pub struct UnsignedUki {
     pub version: String,
     /// The command line in it.
     pub command_line: String,
+    /// Patterns of `stage0-hardware` that no module of this kernel matches.
+    pub unmatched: Vec<String>,
 }
 
 /// Puts kernel, stage 0 and command line together. `init` is the stage 0 program.
-pub fn uki(definition: &Definition, assembled: &Assembled, sealed: &SealedRoot, init: &[u8]) -> Result<UnsignedUki> {
+pub fn uki(
+    definition: &Definition,
+    assembled: &Assembled,
+    sealed: &SealedRoot,
+    init: &[u8],
+) -> Result<UnsignedUki> {
     let kernel = &definition.image.manifest.kernel;
     let release = &assembled.kernel.version;
     let (tree, stub) = (&assembled.tree, content(&assembled.kernel.stub)?);
-    let initrd = initrd::build(init, tree, release, &kernel.stage0_always, &kernel.stage0_hardware).context("write the initrd")?;
+    let initrd = initrd::build(
+        init,
+        tree,
+        release,
+        &kernel.stage0_always,
+        &kernel.stage0_hardware,
+    )
+    .context("write the initrd")?;
     let version = version(tree.mtime(), sealed)?;
-    let mut words = vec![format!("roothash={}", sealed.root_hash), format!("panic={PANIC_SECONDS}")];
+    let mut words = vec![
+        format!("roothash={}", sealed.root_hash),
+        format!("panic={PANIC_SECONDS}"),
+    ];
     words.extend(kernel.command_line.iter().cloned());
     let command_line = words.join(" ");
     let os_release = os_release(definition, assembled, &version)?;
@@ -49,22 +66,35 @@ pub fn uki(definition: &Definition, assembled: &Assembled, sealed: &SealedRoot, 
         section(SectionKind::Initrd, &initrd.bytes),
     ];
     let bytes = uki::assemble(&stub, &sections).context("put the UKI together")?;
-    Ok(UnsignedUki { bytes, version, command_line })
+    Ok(UnsignedUki {
+        bytes,
+        version,
+        command_line,
+        unmatched: initrd.unmatched,
+    })
 }
 
 fn version(epoch: u32, sealed: &SealedRoot) -> Result<String> {
-    let day = Timestamp::from_second(i64::from(epoch)).context("epoch")?.strftime("%Y%m%d");
+    let day = Timestamp::from_second(i64::from(epoch))
+        .context("epoch")?
+        .strftime("%Y%m%d");
     Ok(format!("{day}-{}", &sealed.root_hash.to_string()[..8]))
 }
 
 /// The base's os-release and what tells images of one base apart: systemd-boot sorts by it.
 fn os_release(definition: &Definition, assembled: &Assembled, version: &str) -> Result<String> {
     let path = TreePath::parse(b"usr/lib/os-release")?;
-    let entry = assembled.tree.get(&path).context("the tree has no /usr/lib/os-release")?;
+    let entry = assembled
+        .tree
+        .get(&path)
+        .context("the tree has no /usr/lib/os-release")?;
     let mut text = String::from_utf8(content(entry)?).context("/usr/lib/os-release")?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    text.push_str(&format!("IMAGE_ID=kimage-{}\nIMAGE_VERSION={version}\n", definition.role.name));
+    text.push_str(&format!(
+        "IMAGE_ID=kimage-{}\nIMAGE_VERSION={version}\n",
+        definition.role.name
+    ));
     Ok(text)
 }

@@ -41,29 +41,50 @@ pub fn seal(
 ) -> Result<SealedRoot> {
     let (filesystem, hash_tree) = (folder.join("root.squashfs"), folder.join("root.verity"));
     let create = |path: &Path| {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path);
         file.with_context(|| format!("create {}", path.display()))
     };
     let mut data = create(&filesystem)?;
-    let options = squashfs::Options { block_size: format.block_size, level: format.compression_level, threads: jobs };
+    let options = squashfs::Options {
+        block_size: format.block_size,
+        level: format.compression_level,
+        threads: jobs,
+    };
     squashfs::write(tree, &options, cache, &mut data, progress).context("write the root filesystem")?;
     data.seek(SeekFrom::Start(0))?;
     let (sha256, size) = Digest::of_reader(&mut data)?;
     data.seek(SeekFrom::Start(0))?;
     let salt = verity::derive_salt(&sha256);
     let mut out = create(&hash_tree)?;
-    let verity = verity::format(&mut data, salt, verity::derive_uuid(&sha256), &mut out, jobs).context("write the hash tree")?;
+    let verity = verity::format(&mut data, salt, verity::derive_uuid(&sha256), &mut out, jobs)
+        .context("write the hash tree")?;
     let root_hash = Digest::from_bytes(verity.root_hash);
-    Ok(SealedRoot { filesystem, size, sha256, hash_tree, root_hash, salt: Digest::from_bytes(salt) })
+    Ok(SealedRoot {
+        filesystem,
+        size,
+        sha256,
+        hash_tree,
+        root_hash,
+        salt: Digest::from_bytes(salt),
+    })
 }
 
 /// The bytes of a file of the tree.
 pub fn content(entry: &Entry) -> Result<Vec<u8>> {
     match &entry.kind {
-        Kind::File { content: Content::Bytes(bytes), .. } => Ok(bytes.to_vec()),
-        Kind::File { content: Content::File(path), .. } => {
-            std::fs::read(path).with_context(|| format!("read {}", path.display()))
-        }
+        Kind::File {
+            content: Content::Bytes(bytes),
+            ..
+        } => Ok(bytes.to_vec()),
+        Kind::File {
+            content: Content::File(path),
+            ..
+        } => std::fs::read(path).with_context(|| format!("read {}", path.display())),
         _ => bail!("not a regular file"),
     }
 }

@@ -309,7 +309,7 @@ mod tests {
 
     fn sample(blocks: u64) -> Vec<u8> {
         (0..blocks * BLOCK_SIZE)
-            .map(|at| (at / 7 ^ at / 4096) as u8)
+            .map(|at| ((at / 7) ^ (at / 4096)) as u8)
             .collect()
     }
 

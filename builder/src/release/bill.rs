@@ -32,22 +32,40 @@ pub fn of(lock: &Lock, role: &str, assembled: &Assembled, built: &[BuiltComponen
             version: component.version.clone(),
             source: locked.source,
             go_modules: modules.collect(),
-            files: component.files.iter().map(|file| (file.path.clone(), file.digest)).collect(),
+            files: component
+                .files
+                .iter()
+                .map(|file| (file.path.clone(), file.digest))
+                .collect(),
         })
     });
-    let (mut packages, mut components) = (packages.collect::<Vec<_>>(), components.collect::<Result<Vec<_>>>()?);
+    let (mut packages, mut components) = (
+        packages.collect::<Vec<_>>(),
+        components.collect::<Result<Vec<_>>>()?,
+    );
     packages.sort_by(|a, b| a.name.cmp(&b.name));
     components.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Bill { distribution, distribution_version, packages, components })
+    Ok(Bill {
+        distribution,
+        distribution_version,
+        packages,
+        components,
+    })
 }
 
 /// `ID` and `VERSION_ID` of the base's os-release.
 fn distribution(assembled: &Assembled) -> Result<(String, String)> {
-    let entry = assembled.tree.get(&TreePath::parse(b"usr/lib/os-release")?).context("no /usr/lib/os-release")?;
+    let entry = assembled
+        .tree
+        .get(&TreePath::parse(b"usr/lib/os-release")?)
+        .context("no /usr/lib/os-release")?;
     let text = String::from_utf8(content(entry)?).context("/usr/lib/os-release")?;
     let value = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.map(|value| value.trim_matches('"').to_owned()).with_context(|| format!("/usr/lib/os-release has no {key}"))
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.map(|value| value.trim_matches('"').to_owned())
+            .with_context(|| format!("/usr/lib/os-release has no {key}"))
     };
     Ok((value("ID")?, value("VERSION_ID")?))
 }

@@ -185,7 +185,12 @@ fn find(variables: &[u8], wanted: Variable) -> Option<Vec<u8>> {
         let (name_length, data_length) = (field(36)?, field(40)?);
         let data_start = VARIABLE_HEADER.checked_add(name_length)?;
         let end = data_start.checked_add(data_length)?;
-        let name: Vec<u8> = wanted.name().encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+        let name: Vec<u8> = wanted
+            .name()
+            .encode_utf16()
+            .chain([0])
+            .flat_map(u16::to_le_bytes)
+            .collect();
         if rest.get(VARIABLE_HEADER..data_start)? == name {
             return Some(rest.get(data_start..end)?.get(LIST_HEADERS..)?.to_vec());
         }
@@ -239,7 +244,10 @@ mod tests {
     #[test]
     fn a_damaged_store_is_an_error_and_never_a_panic() {
         let store = enrolled(crate::sign::keys::testing::signer().identity()).unwrap();
-        for place in (0..200).chain((200..6000).step_by(61)).chain([WORK_AREA, SIZE - 1]) {
+        for place in (0..200)
+            .chain((200..6000).step_by(61))
+            .chain([WORK_AREA, SIZE - 1])
+        {
             let mut damaged = store.clone();
             damaged[place] ^= 0x41;
             assert!(read(&damaged).is_err(), "byte {place}");

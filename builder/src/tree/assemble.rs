@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::console;
 use super::dpkg::Package;
 use super::kernel::{self, Kernel};
 use super::layer::{self, Input, Layer, Recipe, Workshop};
@@ -104,10 +105,8 @@ pub fn assemble(
     let licences: Vec<Option<TreePath>> = packages.iter().map(|package| licence(package, &tree)).collect();
     leave_outs.apply(&mut tree);
     normalise::normalise(&mut tree)?;
-    add_folder(&mut tree, &definition.image.folder.join("rootfs"))?;
-    add_folder(&mut tree, &definition.role.folder.join("files"))?;
-    for component in &definition.components {
-        add_folder(&mut tree, &component.folder.join("rootfs"))?;
+    for folder in definition_folders(definition) {
+        add_folder(&mut tree, &folder)?;
     }
     for (path, entry) in baked.files {
         place(&mut tree, &path, entry).context("file of a component")?;
@@ -127,6 +126,21 @@ pub fn assemble(
         kernel,
         packages,
     })
+}
+
+/// The folders whose files a definition adds as they are, in the order in which a later one wins.
+pub fn definition_folders(definition: &Definition) -> Vec<PathBuf> {
+    let mut folders = vec![
+        definition.image.folder.join("rootfs"),
+        definition.role.folder.join("files"),
+    ];
+    folders.extend(
+        definition
+            .components
+            .iter()
+            .map(|component| component.folder.join("rootfs")),
+    );
+    folders
 }
 
 /// The base layer and, where the role adds packages or users, the role's: from the store or made now.
@@ -317,7 +331,14 @@ fn apply_units(tree: &mut Tree, definition: &Definition) -> Result<()> {
     let (image, role) = (&definition.image, &definition.role);
     let image_file = format!("images/{}/image.toml", image.name);
     let role_file = format!("roles/{}/role.toml", role.name);
+    let logins =
+        console::apply(tree, image.manifest.debug.serial_login).with_context(|| image_file.clone())?;
     let lists = [
+        Wanted {
+            file: &image_file,
+            enable: &logins.enable,
+            mask: &logins.mask,
+        },
         Wanted {
             file: &image_file,
             enable: &image.manifest.units.enable,

@@ -17,37 +17,64 @@ pub fn bake(definitions: &[Component], built: &[BuiltComponent], epoch: u32) -> 
     let mut images = Vec::new();
     for component in built {
         for file in &component.files {
-            baked.files.push((TreePath::parse(file.path.as_bytes())?, entry(file)));
+            baked
+                .files
+                .push((TreePath::parse(file.path.as_bytes())?, entry(file)));
         }
         for (path, target) in &component.links {
-            baked.files.push((TreePath::parse(path.as_bytes())?, Entry::symlink(target.as_bytes())));
+            baked.files.push((
+                TreePath::parse(path.as_bytes())?,
+                Entry::symlink(target.as_bytes()),
+            ));
         }
         for image in &component.images {
             images.push(container_image(image).with_context(|| format!("image {}", image.reference))?);
         }
-        let definition = definitions.iter().find(|definition| definition.name == component.name);
+        let definition = definitions
+            .iter()
+            .find(|definition| definition.name == component.name);
         baked.components.push(kimage_roles::role::Component {
             name: component.name.clone(),
             version: component.version.clone(),
-            version_commands: definition.map(|found| found.manifest.version_commands.clone()).unwrap_or_default(),
+            version_commands: definition
+                .map(|found| found.manifest.version_commands.clone())
+                .unwrap_or_default(),
         });
     }
     if !images.is_empty() {
-        baked.files.extend(containerd::store(&images, epoch).context("containerd's store")?);
+        baked
+            .files
+            .extend(containerd::store(&images, epoch).context("containerd's store")?);
     }
     Ok(baked)
 }
 
 fn entry(file: &InstalledFile) -> Entry {
-    let kind = Kind::File { content: Content::File(file.source.clone()), size: file.size, digest: file.digest };
-    Entry { mode: file.mode, uid: 0, gid: 0, xattrs: BTreeMap::new(), kind }
+    let kind = Kind::File {
+        content: Content::File(file.source.clone()),
+        size: file.size,
+        digest: file.digest,
+    };
+    Entry {
+        mode: file.mode,
+        uid: 0,
+        gid: 0,
+        xattrs: BTreeMap::new(),
+        kind,
+    }
 }
 
 fn container_image(image: &OciImage) -> Result<Image> {
     // Layers of pulled images would have to be unpacked with their whiteouts; no component of a role asks for one.
-    ensure!(image.layers.is_empty(), "an image pulled from a registry can't be baked in: make it from files");
-    let files: Result<Vec<_>> =
-        image.files.iter().map(|file| Ok((TreePath::parse(file.path.as_bytes())?, entry(file)))).collect();
+    ensure!(
+        image.layers.is_empty(),
+        "an image pulled from a registry can't be baked in: make it from files"
+    );
+    let files: Result<Vec<_>> = image
+        .files
+        .iter()
+        .map(|file| Ok((TreePath::parse(file.path.as_bytes())?, entry(file))))
+        .collect();
     Ok(Image {
         reference: image.reference.clone(),
         config: Config {

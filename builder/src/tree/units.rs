@@ -164,6 +164,11 @@ fn link(tree: &mut Tree, path: TreePath, target: &str) -> Result<()> {
     place(tree, &path, Entry::symlink(target))
 }
 
+/// Whether a package or the definition brings `unit`, or its template.
+pub(super) fn exists(tree: &Tree, unit: &str) -> Result<bool> {
+    Ok(find(tree, unit)?.is_some())
+}
+
 /// The file of a unit: its own, or its template's. Aliases that packages ship are followed.
 fn find(tree: &Tree, unit: &str) -> Result<Option<TreePath>> {
     if unit.is_empty() || unit.contains('/') {

@@ -1,8 +1,8 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
-use crate::failure::exit_code;
 use crate::download::{Network, fetch};
+use crate::failure::exit_code;
 
 struct Site {
     store: Store,

@@ -302,7 +302,12 @@ impl InodeWriter<'_> {
                 let index_count = u16::try_from(index.len()).context("directory is too large")?;
                 body.u32(links).u32(size).u32(place.block).u32(inode.parent);
                 body.u16(index_count).u16(place.offset).u32(xattr);
-                for IndexRecord { position, block, name } in index {
+                for IndexRecord {
+                    position,
+                    block,
+                    name,
+                } in index
+                {
                     body.u32(position)
                         .u32(block)
                         .u32(name.len() as u32 - 1)
@@ -323,7 +328,11 @@ impl InodeWriter<'_> {
         while let Some(first) = rest.first() {
             let here = self.directories.position()?;
             if here.block != block {
-                index.push(IndexRecord { position: size, block: here.block, name: first.name });
+                index.push(IndexRecord {
+                    position: size,
+                    block: here.block,
+                    name: first.name,
+                });
                 block = here.block;
             }
             let (group, later) = rest.split_at(group_length(rest, usize::from(here.offset)));

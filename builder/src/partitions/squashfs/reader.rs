@@ -83,7 +83,9 @@ impl<R: Read + Seek> Reader<R> {
     pub fn open(source: R, range: Range<u64>) -> Result<Self> {
         let source = Source::new(source, range);
         let mut bytes = [0; SUPERBLOCK_SIZE];
-        source.read_at(0, &mut bytes).context("read squashfs superblock")?;
+        source
+            .read_at(0, &mut bytes)
+            .context("read squashfs superblock")?;
         let superblock = Superblock::decode(&bytes)?;
         let used = superblock.bytes_used;
         let source = source.limit(used)?;
@@ -92,14 +94,21 @@ impl<R: Read + Seek> Reader<R> {
             (superblock.directory_table, "directory"),
             (superblock.id_table, "owner"),
         ] {
-            ensure!(table < used, "squashfs {name} table at {table} is beyond the end, {used}");
+            ensure!(
+                table < used,
+                "squashfs {name} table at {table} is beyond the end, {used}"
+            );
         }
         ensure!(
             superblock.inode_table < superblock.directory_table,
             "squashfs directory table stands before the inode table"
         );
         let ids = read_ids(&source, &superblock).context("read squashfs owner table")?;
-        Ok(Self { superblock, source, ids })
+        Ok(Self {
+            superblock,
+            source,
+            ids,
+        })
     }
 
     /// Length of the image in bytes, without padding.
@@ -119,14 +128,20 @@ impl<R: Read + Seek> Reader<R> {
 
     /// What stands at `path`, without following links; `None` when there is nothing.
     pub fn get(&self, path: &TreePath) -> Result<Option<Metadata>> {
-        let mut inode = self.inode(Reference::from_u64(self.superblock.root)?).context("read root inode")?;
+        let mut inode = self
+            .inode(Reference::from_u64(self.superblock.root)?)
+            .context("read root inode")?;
         for part in path.parts() {
             if !matches!(inode.metadata.kind, Node::Directory) {
                 return Ok(None);
             }
             let children = self.children(&inode).with_context(|| format!("look up {path}"))?;
-            let Some(child) = children.into_iter().find(|child| child.name == *part) else { return Ok(None) };
-            inode = self.child_inode(&child).with_context(|| format!("look up {path}"))?;
+            let Some(child) = children.into_iter().find(|child| child.name == *part) else {
+                return Ok(None);
+            };
+            inode = self
+                .child_inode(&child)
+                .with_context(|| format!("look up {path}"))?;
         }
         Ok(Some(inode.metadata))
     }
@@ -134,9 +149,10 @@ impl<R: Read + Seek> Reader<R> {
     /// The bytes of the file at `path`.
     pub fn read_file(&self, path: &TreePath) -> Result<FileReader<'_, R>> {
         match self.get(path)? {
-            Some(Metadata { kind: Node::File(content), .. }) => {
-                self.file(&content).with_context(|| format!("read {path}"))
-            }
+            Some(Metadata {
+                kind: Node::File(content),
+                ..
+            }) => self.file(&content).with_context(|| format!("read {path}")),
             Some(_) => bail!("{path} is not a file"),
             None => bail!("{path} is not in the image"),
         }
@@ -148,7 +164,10 @@ impl<R: Read + Seek> Reader<R> {
     }
 
     fn id(&self, index: u16) -> Result<u32> {
-        self.ids.get(usize::from(index)).copied().with_context(|| format!("owner number {index} is not in the table"))
+        self.ids
+            .get(usize::from(index))
+            .copied()
+            .with_context(|| format!("owner number {index} is not in the table"))
     }
 
     /// Reads record `number` of `record_size` bytes from a table whose index stands at `index`.
@@ -161,10 +180,14 @@ impl<R: Read + Seek> Reader<R> {
 fn table_record<R: Read + Seek>(source: &Source<R>, index: u64, number: u32, size: usize) -> Result<Vec<u8>> {
     let per_block = (super::format::METADATA_SIZE / size) as u32;
     let mut position = [0; 8];
-    let slot = index.checked_add(u64::from(number / per_block) * 8).context("table index is out of range")?;
+    let slot = index
+        .checked_add(u64::from(number / per_block) * 8)
+        .context("table index is out of range")?;
     source.read_at(slot, &mut position).context("read table index")?;
     let offset = (number % per_block) as u16 * size as u16;
-    source.cursor(u64::from_le_bytes(position), Reference { block: 0, offset })?.take(size)
+    source
+        .cursor(u64::from_le_bytes(position), Reference { block: 0, offset })?
+        .take(size)
 }
 
 fn read_ids<R: Read + Seek>(source: &Source<R>, superblock: &Superblock) -> Result<Vec<u32>> {

@@ -26,7 +26,9 @@ pub(super) struct Child {
 impl<R: Read + Seek> Reader<R> {
     /// The listing of `directory`, in its strictly ascending order; nothing for other inodes.
     pub(super) fn children(&self, directory: &Inode) -> Result<Vec<Child>> {
-        let Some((place, size)) = directory.listing else { return Ok(Vec::new()) };
+        let Some((place, size)) = directory.listing else {
+            return Ok(Vec::new());
+        };
         let mut cursor = self.source.cursor(self.superblock.directory_table, place)?;
         let mut children: Vec<Child> = Vec::new();
         let mut rest = size as usize;
@@ -35,7 +37,10 @@ impl<R: Read + Seek> Reader<R> {
             let mut header = Fields::new(&header);
             let count = header.u32()? as usize;
             let (block, base) = (header.u32()?, header.u32()?);
-            ensure!(count < HEADER_ENTRIES_MAX, "directory header counts {count} entries");
+            ensure!(
+                count < HEADER_ENTRIES_MAX,
+                "directory header counts {count} entries"
+            );
             rest = rest.checked_sub(12).context("listing overruns its size")?;
             for _ in 0..=count {
                 let entry = cursor.take(8)?;
@@ -46,9 +51,16 @@ impl<R: Read + Seek> Reader<R> {
                 let name = cursor.take(length)?;
                 check_name(&name, children.last())?;
                 let place = Reference { block, offset };
-                children.push(Child { name, place, number: base.wrapping_add_signed(delta.into()), basic_type });
+                children.push(Child {
+                    name,
+                    place,
+                    number: base.wrapping_add_signed(delta.into()),
+                    basic_type,
+                });
                 ensure!(children.len() <= ENTRIES_MAX, "more than {ENTRIES_MAX} entries");
-                rest = rest.checked_sub(8 + length).context("listing overruns its size")?;
+                rest = rest
+                    .checked_sub(8 + length)
+                    .context("listing overruns its size")?;
             }
         }
         Ok(children)
@@ -70,7 +82,10 @@ fn check_name(name: &[u8], before: Option<&Child>) -> Result<()> {
     let shown = name.escape_ascii();
     let bad = name.contains(&b'/') || name.contains(&0) || name == b"." || name == b"..";
     ensure!(!bad, "bad name `{shown}`");
-    ensure!(before.is_none_or(|before| before.name[..] < *name), "name `{shown}` is out of order");
+    ensure!(
+        before.is_none_or(|before| before.name[..] < *name),
+        "name `{shown}` is out of order"
+    );
     Ok(())
 }
 
@@ -93,7 +108,13 @@ enum State {
 
 impl<'a, R: Read + Seek> Entries<'a, R> {
     pub(super) fn new(reader: &'a Reader<R>) -> Self {
-        Self { reader, state: State::Fresh, stack: Vec::new(), folders: BTreeSet::new(), count: 0 }
+        Self {
+            reader,
+            state: State::Fresh,
+            stack: Vec::new(),
+            folders: BTreeSet::new(),
+            count: 0,
+        }
     }
 
     fn advance(&mut self) -> Result<Option<(TreePath, Metadata)>> {
@@ -101,13 +122,19 @@ impl<'a, R: Read + Seek> Entries<'a, R> {
             self.state = State::Walking;
             let root = Reference::from_u64(self.reader.superblock.root)?;
             let inode = self.reader.inode(root).context("read root inode")?;
-            ensure!(matches!(inode.metadata.kind, Node::Directory), "the root is not a directory");
+            ensure!(
+                matches!(inode.metadata.kind, Node::Directory),
+                "the root is not a directory"
+            );
             return self.enter(TreePath::root(), inode).map(Some);
         }
         while let Some((folder, rest)) = self.stack.last_mut() {
             if let Some(child) = rest.next() {
                 let path = folder.join(&child.name);
-                let inode = self.reader.child_inode(&child).with_context(|| format!("read {path}"))?;
+                let inode = self
+                    .reader
+                    .child_inode(&child)
+                    .with_context(|| format!("read {path}"))?;
                 return self.enter(path, inode).map(Some);
             }
             self.stack.pop();
@@ -119,9 +146,18 @@ impl<'a, R: Read + Seek> Entries<'a, R> {
         self.count += 1;
         ensure!(self.count <= ENTRIES_MAX, "more than {ENTRIES_MAX} entries");
         if inode.listing.is_some() {
-            ensure!(self.folders.insert(inode.number), "{path}: this folder stands in two places");
-            ensure!(self.stack.len() < DEPTH_MAX, "{path}: more than {DEPTH_MAX} folders within folders");
-            let children = self.reader.children(&inode).with_context(|| format!("list {path}"))?;
+            ensure!(
+                self.folders.insert(inode.number),
+                "{path}: this folder stands in two places"
+            );
+            ensure!(
+                self.stack.len() < DEPTH_MAX,
+                "{path}: more than {DEPTH_MAX} folders within folders"
+            );
+            let children = self
+                .reader
+                .children(&inode)
+                .with_context(|| format!("list {path}"))?;
             self.stack.push((path.clone(), children.into_iter()));
         }
         Ok((path, inode.metadata))

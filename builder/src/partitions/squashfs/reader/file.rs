@@ -57,7 +57,12 @@ impl<'a, R: Read + Seek> FileReader<'a, R> {
             }
         }
         self.end = self.start + length;
-        ensure!(self.end <= self.block.len(), "block has {} bytes, {} are needed", self.block.len(), self.end);
+        ensure!(
+            self.end <= self.block.len(),
+            "block has {} bytes, {} are needed",
+            self.block.len(),
+            self.end
+        );
         self.left -= length as u64;
         Ok(())
     }
@@ -68,17 +73,26 @@ impl<'a, R: Read + Seek> FileReader<'a, R> {
             return Ok(vec![0; length]);
         }
         let bytes = self.reader.source.data(self.position, size, length)?;
-        self.position = self.position.checked_add(u64::from(size & !DATA_STORED)).context("block is out of range")?;
+        self.position = self
+            .position
+            .checked_add(u64::from(size & !DATA_STORED))
+            .context("block is out of range")?;
         Ok(bytes)
     }
 
     fn load_fragment(&self, number: u32) -> Result<Arc<Vec<u8>>> {
         let superblock = &self.reader.superblock;
-        ensure!(number < superblock.fragments, "fragment {number} of {}", superblock.fragments);
+        ensure!(
+            number < superblock.fragments,
+            "fragment {number} of {}",
+            superblock.fragments
+        );
         let record = self.reader.table_record(superblock.fragment_table, number, 16)?;
         let mut record = Fields::new(&record);
         let (position, size) = (record.u64()?, record.u32()?);
-        self.reader.source.fragment(position, size, superblock.block_size as usize)
+        self.reader
+            .source
+            .fragment(position, size, superblock.block_size as usize)
     }
 }
 

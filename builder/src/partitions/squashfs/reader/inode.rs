@@ -57,7 +57,12 @@ struct Body {
 
 impl Body {
     fn new(node: Node, links: u32, xattr: u32) -> Self {
-        Self { node, links, xattr, listing: None }
+        Self {
+            node,
+            links,
+            xattr,
+            listing: None,
+        }
     }
 }
 
@@ -71,12 +76,18 @@ impl<R: Read + Seek> Reader<R> {
         let (uid, gid) = (self.id(base.u16()?)?, self.id(base.u16()?)?);
         let (mtime, number) = (base.u32()?, base.u32()?);
         let extended = stored_type > inode_type::EXTENDED;
-        let basic_type = if extended { stored_type - inode_type::EXTENDED } else { stored_type };
+        let basic_type = if extended {
+            stored_type - inode_type::EXTENDED
+        } else {
+            stored_type
+        };
         let body = match basic_type {
             inode_type::DIRECTORY => directory(&mut cursor, extended),
             inode_type::FILE => file(&mut cursor, extended, reference),
             inode_type::SYMLINK => symlink(&mut cursor, extended),
-            inode_type::BLOCK_DEVICE | inode_type::CHARACTER_DEVICE => device(&mut cursor, extended, basic_type),
+            inode_type::BLOCK_DEVICE | inode_type::CHARACTER_DEVICE => {
+                device(&mut cursor, extended, basic_type)
+            }
             inode_type::FIFO => ipc(&mut cursor, extended, Node::Fifo),
             inode_type::SOCKET => ipc(&mut cursor, extended, Node::Socket),
             _ => bail!("inode {number} has the unknown type {stored_type}"),
@@ -85,10 +96,25 @@ impl<R: Read + Seek> Reader<R> {
         ensure!(mode <= 0o7777, "inode {number} has mode {mode:o}");
         let xattrs = match body.xattr {
             NONE_U32 => BTreeMap::new(),
-            set => self.xattrs(set).with_context(|| format!("read extended attributes of inode {number}"))?,
+            set => self
+                .xattrs(set)
+                .with_context(|| format!("read extended attributes of inode {number}"))?,
         };
-        let metadata = Metadata { mode, uid, gid, mtime, links: body.links, xattrs, kind: body.node };
-        Ok(Inode { metadata, number, basic_type, listing: body.listing })
+        let metadata = Metadata {
+            mode,
+            uid,
+            gid,
+            mtime,
+            links: body.links,
+            xattrs,
+            kind: body.node,
+        };
+        Ok(Inode {
+            metadata,
+            number,
+            basic_type,
+            listing: body.listing,
+        })
     }
 }
 
@@ -105,9 +131,15 @@ fn directory<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool) -> Resu
         (block, links, size) = (fields.u32()?, fields.u32()?, u32::from(fields.u16()?));
         (offset, xattr) = (fields.u16()?, NONE_U32);
     }
-    ensure!(usize::from(offset) < METADATA_SIZE, "bad offset {offset} of a listing");
+    ensure!(
+        usize::from(offset) < METADATA_SIZE,
+        "bad offset {offset} of a listing"
+    );
     let listing = Some((Reference { block, offset }, size.saturating_sub(DIRECTORY_EXTRA)));
-    Ok(Body { listing, ..Body::new(Node::Directory, links, xattr) })
+    Ok(Body {
+        listing,
+        ..Body::new(Node::Directory, links, xattr)
+    })
 }
 
 fn file<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool, inode: Reference) -> Result<Body> {
@@ -125,7 +157,12 @@ fn file<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool, inode: Refer
     }
     ensure!(size <= FILE_SIZE_MAX, "file of {size} bytes");
     let fragment = (fragment != NONE_U32).then_some((fragment, offset));
-    let content = FileContent { size, start, fragment, block_list: (inode, BASE_SIZE + body_size) };
+    let content = FileContent {
+        size,
+        start,
+        fragment,
+        block_list: (inode, BASE_SIZE + body_size),
+    };
     Ok(Body::new(Node::File(content), links, xattr))
 }
 
@@ -135,7 +172,11 @@ fn symlink<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool) -> Result
     let (links, size) = (fields.u32()?, fields.u32()?);
     ensure!((1..=SYMLINK_MAX).contains(&size), "link target of {size} bytes");
     let target = cursor.take(size as usize)?;
-    Ok(Body::new(Node::Symlink(target), links, xattr_number(cursor, extended)?))
+    Ok(Body::new(
+        Node::Symlink(target),
+        links,
+        xattr_number(cursor, extended)?,
+    ))
 }
 
 fn device<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool, basic_type: u16) -> Result<Body> {
@@ -143,7 +184,10 @@ fn device<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool, basic_type
     let mut fields = Fields::new(&bytes);
     let (links, device) = (fields.u32()?, fields.u32()?);
     // `new_decode_dev`, `include/linux/kdev_t.h`.
-    let (major, minor) = ((device & 0xf_ff00) >> 8, device & 0xff | (device >> 12) & 0xf_ff00);
+    let (major, minor) = (
+        (device & 0xf_ff00) >> 8,
+        device & 0xff | (device >> 12) & 0xf_ff00,
+    );
     let node = match basic_type {
         inode_type::BLOCK_DEVICE => Node::BlockDevice { major, minor },
         _ => Node::CharacterDevice { major, minor },
@@ -158,5 +202,9 @@ fn ipc<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool, node: Node) -
 
 /// The number that extended inodes of these types end with.
 fn xattr_number<R: Read + Seek>(cursor: &mut Cursor<'_, R>, extended: bool) -> Result<u32> {
-    if extended { Fields::new(&cursor.take(4)?).u32() } else { Ok(NONE_U32) }
+    if extended {
+        Fields::new(&cursor.take(4)?).u32()
+    } else {
+        Ok(NONE_U32)
+    }
 }

@@ -48,7 +48,12 @@ struct Block {
 
 impl Kept {
     fn new(limit: usize) -> Self {
-        Self { blocks: BTreeMap::new(), order: VecDeque::new(), bytes: 0, limit }
+        Self {
+            blocks: BTreeMap::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+            limit,
+        }
     }
 
     fn put(&mut self, position: u64, block: Block) {
@@ -75,7 +80,9 @@ impl<R: Read + Seek> Inner<R> {
             Some(decompressor) => decompressor,
             empty => empty.insert(Decompressor::new().context("make zstd context")?),
         };
-        decompressor.decompress(compressed, most).context("decompress zstd")
+        decompressor
+            .decompress(compressed, most)
+            .context("decompress zstd")
     }
 }
 
@@ -87,7 +94,11 @@ impl<R: Read + Seek> Source<R> {
             metadata: Kept::new(METADATA_KEPT),
             fragments: Kept::new(FRAGMENTS_KEPT),
         };
-        Self { inner: Mutex::new(inner), start: range.start, length: range.end.saturating_sub(range.start) }
+        Self {
+            inner: Mutex::new(inner),
+            start: range.start,
+            length: range.end.saturating_sub(range.start),
+        }
     }
 
     /// The same, but `length` bytes long.
@@ -114,7 +125,9 @@ impl<R: Read + Seek> Source<R> {
     pub(super) fn read_at(&self, position: u64, buffer: &mut [u8]) -> Result<()> {
         self.check(position, buffer.len() as u64)?;
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.read(self.start + position, buffer).with_context(|| format!("read {} bytes at {position}", buffer.len()))
+        inner
+            .read(self.start + position, buffer)
+            .with_context(|| format!("read {} bytes at {position}", buffer.len()))
     }
 
     /// The metadata block at `position`.
@@ -128,7 +141,10 @@ impl<R: Read + Seek> Source<R> {
         inner.read(self.start + position, &mut header)?;
         let header = u16::from_le_bytes(header);
         let length = usize::from(header & !METADATA_STORED);
-        ensure!((1..=METADATA_SIZE).contains(&length), "metadata block of {length} bytes");
+        ensure!(
+            (1..=METADATA_SIZE).contains(&length),
+            "metadata block of {length} bytes"
+        );
         self.check(position + 2, length as u64)?;
         let mut bytes = vec![0; length];
         inner.read(self.start + position + 2, &mut bytes)?;
@@ -136,7 +152,10 @@ impl<R: Read + Seek> Source<R> {
             bytes = inner.decompress(&bytes, METADATA_SIZE)?;
         }
         ensure!(!bytes.is_empty(), "metadata block is empty");
-        let block = Block { bytes: Arc::new(bytes), next: position + 2 + length as u64 };
+        let block = Block {
+            bytes: Arc::new(bytes),
+            next: position + 2 + length as u64,
+        };
         inner.metadata.put(position, block.clone());
         Ok(block)
     }
@@ -145,8 +164,14 @@ impl<R: Read + Seek> Source<R> {
     pub(super) fn data(&self, position: u64, size: u32, most: usize) -> Result<Vec<u8>> {
         let length = size & !DATA_STORED;
         // `squashfs_block_size` refuses the bits above as well.
-        ensure!(size >> 25 == 0 && length > 0, "data block has the bad size {size:#x}");
-        ensure!(length as usize <= most, "data block of {length} bytes, {most} at most");
+        ensure!(
+            size >> 25 == 0 && length > 0,
+            "data block has the bad size {size:#x}"
+        );
+        ensure!(
+            length as usize <= most,
+            "data block of {length} bytes, {most} at most"
+        );
         self.check(position, u64::from(length))?;
         let mut bytes = vec![0; length as usize];
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,14 +189,26 @@ impl<R: Read + Seek> Source<R> {
             return Ok(block.bytes.clone());
         }
         let bytes = Arc::new(self.data(position, size, most)?);
-        lock().fragments.put(position, Block { bytes: bytes.clone(), next: 0 });
+        lock().fragments.put(
+            position,
+            Block {
+                bytes: bytes.clone(),
+                next: 0,
+            },
+        );
         Ok(bytes)
     }
 
     /// A cursor at `reference` in the metadata that begins at `table`.
     pub(super) fn cursor(&self, table: u64, reference: Reference) -> Result<Cursor<'_, R>> {
-        let position = table.checked_add(u64::from(reference.block)).context("reference is out of range")?;
-        Ok(Cursor { source: self, position, offset: usize::from(reference.offset) })
+        let position = table
+            .checked_add(u64::from(reference.block))
+            .context("reference is out of range")?;
+        Ok(Cursor {
+            source: self,
+            position,
+            offset: usize::from(reference.offset),
+        })
     }
 }
 
@@ -189,8 +226,14 @@ impl<R: Read + Seek> Cursor<'_, R> {
     pub(super) fn take(&mut self, count: usize) -> Result<Vec<u8>> {
         let mut taken = Vec::with_capacity(count);
         while taken.len() < count {
-            let block = self.source.metadata(self.position).with_context(|| format!("metadata at {}", self.position))?;
-            let rest = block.bytes.get(self.offset..).context("metadata offset is beyond its block")?;
+            let block = self
+                .source
+                .metadata(self.position)
+                .with_context(|| format!("metadata at {}", self.position))?;
+            let rest = block
+                .bytes
+                .get(self.offset..)
+                .context("metadata offset is beyond its block")?;
             let part = &rest[..rest.len().min(count - taken.len())];
             taken.extend_from_slice(part);
             self.offset += part.len();

@@ -1,8 +1,5 @@
 //! The tree stage on real packages: what dpkg itself would have made, the same on every host, in two layers.
-//!
-//! `KIMAGE_TEST_DEBS` names a folder with the .debs of a noble node: the essential packages and, with all that they
-//! depend on, systemd-sysv udev dbus iproute2 iptables nftables kmod ca-certificates e2fsprogs apparmor chrony
-//! systemd-resolved linux-image-virtual systemd-boot-efi nfs-common open-iscsi.
+//! The packages are those that the lock of ubuntu-24.04 names for the worker. Run as root: the real dpkg needs it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,24 +24,13 @@ use kimage_builder::tree::leave_out::LeaveOuts;
 use kimage_builder::tree::{
     Assembled, Baked, Content, Entry, Kind, Options, Tree, TreePath, Workshop, assemble, fingerprint,
 };
+use kimage_qemu_tests::images::kimage;
+use kimage_qemu_tests::packages::Locked;
 
 const EPOCH: u32 = 1_795_132_800;
 
-/// Packages that the test's role adds; everything else is the base.
-const ROLE_PACKAGES: [&str; 10] = [
-    "keyutils",
-    "libevent-core-2.1-7t64",
-    "libisns0t64",
-    "libnfsidmap1",
-    "libopeniscsiusr",
-    "libwrap0",
-    "nfs-common",
-    "open-iscsi",
-    "rpcbind",
-    "socat",
-];
-/// Packages that the test's definition leaves out although nfs-common depends on them.
-const LEFT_OUT: &str = "python3";
+/// Packages of the role that say nothing about the tree which others do not say, and are large.
+const WITHOUT: [&str; 2] = ["containerd", "runc"];
 
 const IMAGE: &str = r#"
 schema = 1
@@ -63,6 +49,18 @@ leave-out = ["kernel/sound/**", "kernel/drivers/media/**"]
 [[packages.leave-out]]
 package = "python3"
 because = "no script of a node needs it"
+[[packages.leave-out]]
+package = "linux-firmware"
+because = "no device of a virtual machine needs it"
+[[packages.leave-out]]
+package = "intel-microcode"
+because = "the hypervisor's host updates the processor"
+[[packages.leave-out]]
+package = "amd64-microcode"
+because = "the hypervisor's host updates the processor"
+[[packages.leave-out]]
+package = "wireless-regdb"
+because = "no radio in a virtual machine"
 [[packages.leave-out]]
 files = ["/usr/share/doc/**", "/usr/share/man/**", "/usr/share/locale/**"]
 keep = ["/usr/share/doc/*/copyright"]
@@ -124,13 +122,34 @@ gid = 65534
 home = "/var/lib/nfs"
 "#;
 
-fn debs_folder() -> PathBuf {
-    let folder =
-        std::env::var_os("KIMAGE_TEST_DEBS").expect("set KIMAGE_TEST_DEBS (see the top of this file)");
-    PathBuf::from(folder)
+/// The lock of the image that ships; part of this program, which a test starts as a user who can't read the sources.
+const LOCK: &str = include_str!("../../images/ubuntu-24.04/image.lock");
+
+/// The lock, with the packages of the worker only.
+fn lock() -> Lock {
+    let mut lock: Lock = toml::from_str(LOCK).unwrap();
+    lock.epoch = EPOCH;
+    lock.component.clear();
+    lock.toolchain.clear();
+    lock.package.retain(|package| {
+        let ours = package.base || package.roles.iter().any(|role| role == "worker");
+        ours && !WITHOUT.contains(&package.name.as_str())
+    });
+    lock
 }
 
-/// A definition, a lock and a store filled from the folder of .debs.
+/// Fills `folder/store` with the packages, for [`workplace`].
+fn fill(folder: &Path) {
+    let store = Store::open(&folder.join("store")).unwrap();
+    let locked = Locked::of("ubuntu-24.04").unwrap();
+    let lock = lock();
+    let packages: Vec<&LockedPackage> = lock.package.iter().collect();
+    for deb in locked.debs(&packages).unwrap() {
+        store.put(&std::fs::read(deb).unwrap()).unwrap();
+    }
+}
+
+/// A definition, a lock and the store that [`fill`] filled.
 fn workplace(folder: &Path) -> (Definition, Lock, Store) {
     let mut manifest: ImageManifest = toml::from_str(IMAGE).unwrap();
     manifest.groups = GROUPS
@@ -156,56 +175,29 @@ fn workplace(folder: &Path) -> (Definition, Lock, Store) {
     std::fs::write(folder.join("role/files/var/lib/test/file"), "x").unwrap();
 
     let store = Store::open(&folder.join("store")).unwrap();
-    let mut packages = Vec::new();
-    let debs = std::fs::read_dir(debs_folder())
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    for path in debs.filter(|path| path.extension().is_some_and(|extension| extension == "deb")) {
-        let deb = Deb::open(&path).unwrap();
-        let field = |name: &str| deb.paragraph.get(name).unwrap().to_owned();
-        let name = field("Package");
-        if name.contains(LEFT_OUT) || name == "containerd" || name == "runc" {
-            continue;
-        }
-        let (sha256, _) = store.put(&std::fs::read(&path).unwrap()).unwrap();
-        let base = !ROLE_PACKAGES.contains(&name.as_str());
-        packages.push(LockedPackage {
-            version: field("Version"),
-            architecture: field("Architecture"),
-            source: None,
-            suite: "noble".into(),
-            path: String::new(),
-            size: std::fs::metadata(&path).unwrap().len(),
-            sha256,
-            base,
-            roles: if base { Vec::new() } else { vec!["worker".into()] },
-            name,
-        });
-    }
-    packages.sort_by(|one, other| one.name.cmp(&other.name));
-    let lock = Lock {
-        schema: 1,
-        request: Vec::new(),
-        epoch: EPOCH,
-        suite: Vec::new(),
-        package: packages,
-        component: Vec::new(),
-        toolchain: Vec::new(),
-    };
     (
         Definition {
             image,
             role,
             components: Vec::new(),
         },
-        lock,
+        lock(),
         store,
     )
 }
 
+/// Name of the variable that tells a child of these tests where `kimage` is.
+const PROGRAM: &str = "KIMAGE_TEST_PROGRAM";
+
+fn program() -> PathBuf {
+    static PROGRAM_PATH: OnceLock<PathBuf> = OnceLock::new();
+    let find = || std::env::var_os(PROGRAM).map_or_else(|| kimage().unwrap().to_owned(), PathBuf::from);
+    PROGRAM_PATH.get_or_init(find).clone()
+}
+
 fn options(jobs: usize) -> Options {
     let workshop = Workshop {
-        program: Some(env!("CARGO_BIN_EXE_kimage").into()),
+        program: Some(program()),
         jobs,
     };
     Options {
@@ -246,6 +238,7 @@ fn assembled() -> &'static Assembled {
     static ONCE: OnceLock<(Assembled, tempfile::TempDir)> = OnceLock::new();
     let make = || {
         let folder = tempfile::tempdir().unwrap();
+        fill(folder.path());
         (assembled_in(folder.path(), 2), folder)
     };
     &ONCE.get_or_init(make).0
@@ -434,7 +427,12 @@ fn every_package_is_listed_with_its_licence() {
         .iter()
         .map(|package| package.name.as_str())
         .collect();
-    assert!(ROLE_PACKAGES.iter().all(|name| names.contains(name)));
+    let lock = lock();
+    assert!(
+        lock.package
+            .iter()
+            .all(|package| names.contains(package.name.as_str()))
+    );
     let without: Vec<&str> = assembled
         .packages
         .iter()
@@ -463,17 +461,23 @@ fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("a longer name");
     std::fs::create_dir(&other).unwrap();
-    for path in [folder.path(), &other] {
-        std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
-    }
+    fill(&other);
+    let [test, kimage] =
+        [(std::env::current_exe().unwrap(), "test"), (program(), "kimage")].map(|(from, name)| {
+            let to = folder.path().join(name);
+            std::fs::copy(from, &to).unwrap();
+            to
+        });
+    let own = Tool::new("/bin/chown").args(["-R", "65534:65534"]);
+    own.arg(folder.path()).run().unwrap();
     let script = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" --ignored --exact --nocapture child_prints_a_fingerprint";
     let output = Tool::new("/bin/sh")
         .args(["-c", script])
-        .arg(std::env::current_exe().unwrap())
+        .arg(test)
         .env("PATH", "/usr/bin:/bin")
         .env("TMPDIR", &other)
+        .env(PROGRAM, kimage)
         .env("KIMAGE_TEST_FOLDER", &other)
-        .inherit(&["KIMAGE_TEST_DEBS"])
         .run()
         .unwrap();
     let output = String::from_utf8(output).unwrap();
@@ -496,6 +500,7 @@ fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
 #[test]
 fn a_user_that_the_definition_does_not_fix_is_named_with_the_lines_to_add() {
     let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
     let (mut definition, lock, store) = workplace(folder.path());
     definition.role.manifest.users.retain(|user| user.name != "statd");
     // A role's failure must not cost the base: it is cached.
@@ -636,6 +641,7 @@ fn a_layer_is_what_dpkg_itself_would_have_made() {
         "run this test as root: the real dpkg needs it"
     );
     let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
     let (definition, lock, store) = workplace(folder.path());
     let kernel: ImageManifest =
         toml::from_str(&IMAGE.replace("leave-out = [\"kernel", "keep = [\"kernel")).unwrap();

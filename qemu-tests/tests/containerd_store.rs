@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use kimage_builder::digest::Digest;
+use kimage_builder::tool::Tool;
 use kimage_builder::tree::containerd::{Config, Image, STORE, TMPFILES, store};
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
+use kimage_qemu_tests::packages::Locked;
 
-const ARCHIVE: &str = "http://archive.ubuntu.com/ubuntu";
 const MTIME: u32 = 1_760_000_000;
 
 /// Runs a tool that a test can't do without.
@@ -40,68 +41,29 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A folder that outlives this run.
-fn cache() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("containerd-oracle");
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
+/// What outlives this run.
+const CACHE: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// The folder with `containerd` and `ctr` of Ubuntu 24.04's updates.
+/// The folder with `containerd` and `ctr` of Ubuntu 24.04.
 fn containerd() -> PathBuf {
-    let folder = cache();
-    let programs = folder.join("root/usr/bin");
-    if programs.join("containerd").exists() && programs.join("ctr").exists() {
-        return programs;
-    }
-    let index = folder.join("Packages.xz");
-    let fetch = |path: &str, file: &Path| {
-        let url = format!("{ARCHIVE}/{path}");
-        tool(
-            "curl",
-            "curl",
-            &["-sSf", "--retry", "3", "-o", file.to_str().unwrap(), &url],
-        );
-    };
-    fetch("dists/noble-updates/main/binary-amd64/Packages.xz", &index);
-    let packages = text(&tool("xz", "xz-utils", &["-dc", index.to_str().unwrap()]));
-    let stanza = packages
-        .split("\n\n")
-        .find(|stanza| stanza.starts_with("Package: containerd\n"));
-    let stanza = stanza.expect("the archive has no package containerd in noble-updates/main");
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-            .unwrap()
-    };
-    let package = folder.join("containerd.deb");
-    fetch(field("Filename"), &package);
-    assert_eq!(Digest::of_file(&package).unwrap().0.to_string(), field("SHA256"));
-    let root = folder.join("root");
-    tool(
-        "dpkg-deb",
-        "dpkg",
-        &["-x", package.to_str().unwrap(), root.to_str().unwrap()],
-    );
-    programs
+    let locked = Locked::of("ubuntu-24.04").unwrap();
+    let root = locked.unpacked(&["containerd"], Path::new(CACHE)).unwrap();
+    root.join("usr/bin")
 }
 
 /// The checker of the library that containerd writes its databases with.
 fn bbolt() -> PathBuf {
-    let folder = cache();
+    let folder = Path::new(CACHE).join("bbolt");
     let program = folder.join("bbolt");
     if !program.exists() {
-        let output = Command::new("go")
-            .args(["install", "go.etcd.io/bbolt/cmd/bbolt@v1.5.0"])
-            .env("GOBIN", &folder)
-            .output()
+        let go = Tool::new("go")
+            .args(["install", "-modcacherw", "go.etcd.io/bbolt/cmd/bbolt@v1.5.0"])
+            .inherit(&["PATH", "HOME", "GOPROXY", "GOSUMDB", "GONOSUMDB", "GOFLAGS"])
+            .env("GOPATH", folder.join("path"))
+            .env("GOCACHE", folder.join("cache"))
+            .env("GOBIN", &folder);
+        go.run()
             .expect("this test needs Go 1.25 or later to build bbolt's checker: install go");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
     }
     program
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use kimage_builder::tool::Tool;
+
+use super::option_value;
+use crate::tool::Tool;
 
 /// A disk of a machine.
 #[derive(Debug, Clone)]
@@ -58,7 +60,7 @@ pub enum Cache {
 }
 
 impl Format {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
@@ -114,7 +116,7 @@ impl Disk {
     }
 
     pub(super) fn arguments(&self, number: usize) -> Vec<String> {
-        let (path, format) = (self.path.display(), self.format.name());
+        let (path, format) = (option_value(&self.path), self.format.name());
         let cache = match self.cache {
             Cache::Unsafe => "unsafe",
             Cache::Writeback => "writeback",

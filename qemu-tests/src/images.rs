@@ -1,0 +1,84 @@
+//! The images that the claims are about: built by the real `kimage`, once per test process, from the committed lock.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+/// Where the workspace is.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate lies in the workspace")
+}
+
+/// The real `kimage`, built if need be.
+pub fn kimage() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| build_kimage().map_err(|error| format!("{error:#}")));
+    program.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
+}
+
+fn build_kimage() -> Result<PathBuf> {
+    let mut cargo = command("cargo");
+    cargo
+        .args(["build", "--release", "--locked", "--bin", "kimage"])
+        .current_dir(workspace());
+    finish(cargo.stderr(Stdio::inherit()))?;
+    Ok(target().join("release/kimage"))
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The release folder of `role` on base `image`, below `target/images`. Its keys are those of [`keys`].
+pub fn release(image: &str, role: &str) -> Result<PathBuf> {
+    let output = workspace().join("target/images").join(image);
+    let mut build = command(kimage()?);
+    build
+        .args(["build", "--image", image, "--role", role, "--output"])
+        .arg(&output);
+    build.arg("--keys").arg(keys()?).current_dir(workspace());
+    finish(build.stderr(Stdio::inherit()))?;
+    Ok(output.join(role))
+}
+
+/// A key set of the tests' own, made once.
+pub fn keys() -> Result<PathBuf> {
+    let folder = workspace().join("target/images/keys");
+    if !folder.exists() {
+        std::fs::create_dir_all(workspace().join("target/images"))?;
+        finish(command(kimage()?).args(["keys", "new"]).arg(&folder))?;
+    }
+    Ok(folder)
+}
+
+/// A child process of a test.
+#[expect(clippy::disallowed_methods, reason = "the door for kimage and for oracles")]
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
+        .stdin(Stdio::null());
+    command
+}
+
+/// Runs a child that must succeed; what it said is in the error.
+pub fn finish(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("start {command:?}: run `qemu-tests/run-all` once, it installs tools"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!(
+            "{command:?}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&said)
+        );
+    }
+    Ok(output)
+}

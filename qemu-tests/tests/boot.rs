@@ -1,0 +1,303 @@
+//! The images boot: the disk that ships, under enforced Secure Boot, to `multi-user.target`.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "what these tests need and do not find ends them; what a boot took is worth a line"
+)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use kimage_builder::release::manifest::Manifest;
+use kimage_qemu_tests::images::release;
+use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Firmware, Format, Machine};
+
+/// Generous: emulated, on two cores that also compile, a boot takes a minute or two.
+const DEADLINE: Duration = Duration::from_secs(420);
+/// Disk of a machine: larger than the image, so that the state partition has room.
+const DISK: u64 = 6 << 30;
+const SELF_TEST: &str = "systemd.wants=kimage-selftest.service";
+const PANIC: &str = "Kernel panic";
+
+/// A machine with Secure Boot on that boots `disk` with the variable store of `release`; `more` goes to the kernel's
+/// command line the way a hypervisor may add to it.
+fn boot(release: &Path, disk: Disk, folder: &Path, more: &str) -> Machine {
+    let vars = folder.join("vars.fd");
+    fs::copy(release.join("ovmf-vars.fd"), &vars).unwrap();
+    let extra = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={more}");
+    Blueprint::firmware(Firmware::find(true).unwrap(), &vars)
+        .memory_mb(2048)
+        .disk(disk)
+        .arguments([
+            "-nic",
+            "user,model=virtio-net-pci",
+            "-device",
+            "virtio-rng-pci",
+            "-smbios",
+            &extra,
+        ])
+        .start()
+        .unwrap()
+}
+
+/// A copy-on-write disk over the shipped qcow2.
+fn overlay(release: &Path, folder: &Path) -> Disk {
+    Disk::overlay(
+        &release.join("disk.qcow2"),
+        Format::Qcow2,
+        &folder.join("disk.qcow2"),
+        Some(DISK),
+    )
+    .unwrap()
+}
+
+fn self_test_passes(machine: &mut Machine) -> String {
+    let (which, line) = machine
+        .console()
+        .wait_for_any(&["passed, 0 failed", "kimage-selftest: FAILED", PANIC], DEADLINE)
+        .unwrap();
+    let transcript = machine.console().transcript();
+    assert_eq!(which, 0, "{line}\n{transcript}");
+    transcript
+}
+
+fn boots_and_keeps_its_promises(image: &str, role: &str) {
+    let release = release(image, role).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = boot(
+        &release,
+        overlay(&release, folder.path()),
+        folder.path(),
+        SELF_TEST,
+    );
+    let transcript = self_test_passes(&mut machine);
+    machine.quit().unwrap();
+    let manifest = Manifest::from_json(&fs::read(release.join("manifest.json")).unwrap()).unwrap();
+    assert!(transcript.contains("Secure boot enabled"), "{transcript}");
+    assert!(
+        transcript.contains(&format!("roothash={}", manifest.root.hash)),
+        "{transcript}"
+    );
+    for name in [
+        "etcd",
+        "kubernetes-control-plane",
+        "kubernetes-worker",
+        "crictl",
+        "flannel",
+        "containerd",
+    ] {
+        let Some(component) = manifest
+            .components
+            .iter()
+            .find(|component| component.name == name)
+        else {
+            continue;
+        };
+        let version = component.version.trim_start_matches('v');
+        let shown = transcript
+            .lines()
+            .any(|line| line.contains("kimage-selftest: ok") && line.contains(version));
+        assert!(shown, "{name} {version}\n{transcript}");
+    }
+    assert!(
+        !transcript.contains("login:"),
+        "a login on a console of a release image\n{transcript}"
+    );
+    for line in transcript.lines().filter(|line| line.contains("kimage-init:")) {
+        println!("{image} {role}: {}", line.trim());
+    }
+}
+
+#[test]
+fn a_control_plane_reaches_multi_user_with_no_failed_unit_and_runs_what_is_locked() {
+    boots_and_keeps_its_promises("ubuntu-24.04", "control-plane");
+}
+
+#[test]
+fn an_etcd_machine_reaches_multi_user_with_no_failed_unit_and_runs_what_is_locked() {
+    boots_and_keeps_its_promises("ubuntu-24.04", "etcd");
+}
+
+#[test]
+fn a_worker_reaches_multi_user_with_no_failed_unit_and_runs_what_is_locked() {
+    boots_and_keeps_its_promises("ubuntu-24.04", "worker");
+}
+
+#[test]
+fn a_worker_on_debian_reaches_multi_user_with_no_failed_unit_and_runs_what_is_locked() {
+    boots_and_keeps_its_promises("debian-13", "worker");
+}
+
+#[test]
+fn state_is_made_on_a_larger_disk_and_survives_a_power_cut_and_a_reboot() {
+    let release = release("ubuntu-24.04", "etcd").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = || overlay_of(folder.path());
+    Disk::overlay(
+        &release.join("disk.qcow2"),
+        Format::Qcow2,
+        &folder.path().join("disk.qcow2"),
+        Some(DISK),
+    )
+    .unwrap();
+    let mut machine = boot(&release, disk(), folder.path(), SELF_TEST);
+    let first = self_test_passes(&mut machine);
+    assert!(
+        first.contains("is made for state") && first.contains("self-test 1 on this state"),
+        "{first}"
+    );
+    machine.cut_power();
+    let mut machine = boot(&release, disk(), folder.path(), SELF_TEST);
+    let second = self_test_passes(&mut machine);
+    machine.quit().unwrap();
+    assert!(
+        !second.contains("is made for state") && second.contains("self-test 2 on this state"),
+        "{second}"
+    );
+}
+
+/// The disk of an earlier machine; flushes reach the file, because the power will be cut.
+fn overlay_of(folder: &Path) -> Disk {
+    Disk::of(&folder.join("disk.qcow2"), Format::Qcow2).cache(Cache::Writeback)
+}
+
+#[test]
+fn one_image_boots_on_the_disks_of_every_hypervisor() {
+    let release = release("ubuntu-24.04", "etcd").unwrap();
+    for bus in [Bus::Nvme, Bus::VirtioScsi, Bus::Pvscsi, Bus::Ahci] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut machine = boot(
+            &release,
+            overlay(&release, folder.path()).bus(bus),
+            folder.path(),
+            "",
+        );
+        let (which, line) = machine
+            .console()
+            .wait_for_any(&["kimage-init: root found", PANIC], DEADLINE)
+            .unwrap();
+        assert_eq!(which, 0, "{bus:?}: {line}");
+        println!("{bus:?}: {}", line.trim());
+        machine.quit().unwrap();
+    }
+}
+
+/// A private raw copy of the disk with `change` made to it.
+fn changed_disk(release: &Path, folder: &Path, change: impl FnOnce(&File, &Manifest)) -> Disk {
+    let path = folder.join("disk.raw");
+    let manifest = Manifest::from_json(&fs::read(release.join("manifest.json")).unwrap()).unwrap();
+    let tool = kimage_qemu_tests::images::command("cp")
+        .arg("--sparse=always")
+        .arg(release.join("disk.raw"))
+        .arg(&path)
+        .status();
+    assert!(tool.unwrap().success());
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.set_len(DISK).unwrap();
+    change(&file, &manifest);
+    Disk::of(&path, Format::Raw)
+}
+
+fn flip(file: &File, at: u64) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+fn offset(manifest: &Manifest, name: &str) -> u64 {
+    manifest
+        .partitions
+        .iter()
+        .find(|partition| partition.name == name)
+        .unwrap()
+        .offset
+}
+
+#[test]
+fn one_flipped_bit_in_the_root_that_is_read_stops_the_machine() {
+    let release = release("ubuntu-24.04", "etcd").unwrap();
+    // The superblock, and the last block before its padding, where squashfs keeps the tables that every look-up reads.
+    for (what, from_end) in [("superblock", false), ("tables", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = changed_disk(&release, folder.path(), |file, manifest| {
+            let start = offset(manifest, "root-a");
+            flip(
+                file,
+                if from_end {
+                    start + manifest.root.size - 4096
+                } else {
+                    start + 40
+                },
+            );
+        });
+        let mut machine = boot(&release, disk, folder.path(), "");
+        let (which, line) = machine
+            .console()
+            .wait_for_any(&[PANIC, "multi-user.target"], DEADLINE)
+            .unwrap();
+        assert_eq!(which, 0, "{what}: {line}");
+        let transcript = machine.console().transcript();
+        assert!(transcript.contains("verity"), "{what}: {transcript}");
+    }
+}
+
+/// Where the UKI's bytes are on the disk: the ESP writer lays files out in one piece.
+fn uki_on_disk(file: &File, manifest: &Manifest, uki: &[u8]) -> u64 {
+    let start = offset(manifest, "esp");
+    let mut esp = vec![0; 96 << 20];
+    file.read_exact_at(&mut esp, start).unwrap();
+    let head = &uki[..4096];
+    let at = (0..esp.len() - head.len())
+        .step_by(512)
+        .find(|at| esp[*at..].starts_with(head));
+    start + at.expect("the UKI lies in the ESP") as u64
+}
+
+fn does_not_start(release: &Path, what: &str, change: impl FnOnce(&File, u64)) {
+    let folder = tempfile::tempdir().unwrap();
+    let uki = fs::read(release.join("kernel.efi")).unwrap();
+    let disk = changed_disk(release, folder.path(), |file, manifest| {
+        change(file, uki_on_disk(file, manifest, &uki))
+    });
+    let mut machine = boot(release, disk, folder.path(), "");
+    let refused = ["Access Denied", "Security Policy Violation", "Security Violation"];
+    let patterns = [&refused[..], &["EFI stub", "Linux version"]].concat();
+    let (which, line) = machine.console().wait_for_any(&patterns, DEADLINE).unwrap();
+    assert!(which < refused.len(), "{what}: the kernel started: {line}");
+}
+
+#[test]
+fn a_changed_unsigned_or_foreign_signed_uki_does_not_start() {
+    let release = release("ubuntu-24.04", "etcd").unwrap();
+    let uki = fs::read(release.join("kernel.efi")).unwrap();
+    let place = uki.windows(9).position(|window| window == b"roothash=").unwrap() as u64;
+    does_not_start(&release, "changed command line", |file, at| {
+        flip(file, at + place + 20)
+    });
+
+    // The pointer to the signature is 8 bytes in the PE header: without it the file is as if nobody had signed it.
+    let header = u64::from(u32::from_le_bytes(uki[0x3c..0x40].try_into().unwrap()));
+    does_not_start(&release, "unsigned", |file, at| {
+        file.write_all_at(&[0; 8], at + header + 24 + 144).unwrap()
+    });
+
+    let keys = tempfile::tempdir().unwrap();
+    let folder = keys.path().join("foreign");
+    kimage_builder::sign::keys::create(&folder).unwrap();
+    let foreign = kimage_builder::sign::keys::FileSigner::load(&folder).unwrap();
+    let stripped = kimage_builder::sign::authenticode::strip(&uki).unwrap();
+    let signed = kimage_builder::sign::authenticode::sign(&stripped, &foreign).unwrap();
+    // Certificates differ in length by some bytes at most; the ESP's cluster has room or the tail is padding.
+    assert!(
+        signed.len().div_ceil(2048) == uki.len().div_ceil(2048),
+        "{} {}",
+        signed.len(),
+        uki.len()
+    );
+    does_not_start(&release, "signed by somebody else", |file, at| {
+        file.write_all_at(&signed, at).unwrap()
+    });
+}
