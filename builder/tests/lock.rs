@@ -27,7 +27,11 @@ const NEWEST: Pins<'static> = Pins::Newest(None);
 fn refused(bench: &Bench, code: ExitCode, why: &str) {
     let error = bench.read().err().expect("a lying archive was believed");
     let text = format!("{error:#}");
-    assert!(exit_code(&error) == code && text.contains(why), "{:?}: {text}", exit_code(&error));
+    assert!(
+        exit_code(&error) == code && text.contains(why),
+        "{:?}: {text}",
+        exit_code(&error)
+    );
 }
 
 /// The command ended with `code` and said each of `words` on standard error.
@@ -41,11 +45,18 @@ fn ended(output: &Output, code: i32, words: &[&str]) {
 }
 
 fn names(lock: &Lock, role: &str) -> Vec<String> {
-    lock.packages_of(role).map(|package| package.name.clone()).collect()
+    lock.packages_of(role)
+        .map(|package| package.name.clone())
+        .collect()
 }
 
 fn version(lock: &Lock, name: &str) -> String {
-    lock.package.iter().find(|package| package.name == name).unwrap().version.clone()
+    lock.package
+        .iter()
+        .find(|package| package.name == name)
+        .unwrap()
+        .version
+        .clone()
 }
 
 #[test]
@@ -57,7 +68,13 @@ fn a_lock_holds_the_base_and_each_role() {
     assert_eq!(names(&lock, "other"), ["libc6", "tool", "vim"]);
     assert_eq!(lock.suite[0].signer, bench.certificate.fingerprint().to_hex());
     assert_eq!(lock.suite[0].date, "2024-06-20T12:00:00Z");
-    assert_eq!(i64::from(lock.epoch), "2024-06-20T12:00:00Z".parse::<jiff::Timestamp>().unwrap().as_second());
+    assert_eq!(
+        i64::from(lock.epoch),
+        "2024-06-20T12:00:00Z"
+            .parse::<jiff::Timestamp>()
+            .unwrap()
+            .as_second()
+    );
 }
 
 #[test]
@@ -65,7 +82,11 @@ fn the_command_writes_the_lock_lists_it_and_writes_the_same_again() {
     let bench = Bench::timeless();
     ended(&bench.kimage(&["lock", "--image", "base"]), 0, &["4 packages"]);
     let text = std::fs::read(bench.lock_file()).unwrap();
-    ended(&bench.kimage(&["lock", "--image", "base", "--update"]), 0, &["0 changes"]);
+    ended(
+        &bench.kimage(&["lock", "--image", "base", "--update"]),
+        0,
+        &["0 changes"],
+    );
     assert_eq!(std::fs::read(bench.lock_file()).unwrap(), text);
 
     for (role, expected) in [("worker", 4), ("other", 3)] {
@@ -74,7 +95,10 @@ fn the_command_writes_the_lock_lists_it_and_writes_the_same_again() {
         let listed: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(listed.len(), expected, "{role}: {listed:?}");
         let digest = listed[0]["sha256"].as_str().unwrap();
-        assert!(listed[0]["blob"].as_str().unwrap().ends_with(digest), "{listed:?}");
+        assert!(
+            listed[0]["blob"].as_str().unwrap().ends_with(digest),
+            "{listed:?}"
+        );
     }
     let unknown = bench.kimage(&["lock", "--image", "base", "--list", "--role", "worke"]);
     ended(&unknown, 2, &["unknown role `worke`", "did you mean `worker`?"]);
@@ -92,17 +116,33 @@ fn an_index_by_hash_is_found() {
 fn a_changed_text_is_refused_and_leaves_no_lock() {
     let bench = Bench::timeless();
     let text = std::fs::read_to_string(bench.inrelease()).unwrap();
-    bench.write(&bench.inrelease(), text.replace("Codename: rock", "Codename: sand").as_bytes());
-    ended(&bench.kimage(&["lock", "--image", "base"]), 5, &["InRelease of stable", "no good signature", "hint: "]);
-    let left: Vec<_> = std::fs::read_dir(bench.root().join("images/base")).unwrap().collect();
+    bench.write(
+        &bench.inrelease(),
+        text.replace("Codename: rock", "Codename: sand").as_bytes(),
+    );
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        5,
+        &["InRelease of stable", "no good signature", "hint: "],
+    );
+    let left: Vec<_> = std::fs::read_dir(bench.root().join("images/base"))
+        .unwrap()
+        .collect();
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
 #[test]
 fn a_key_that_is_not_pinned_is_refused() {
     let bench = Bench::timeless();
-    bench.write(&bench.inrelease(), &sign(&lasting_certificate(), &bench.release(&bench.index())));
-    ended(&bench.kimage(&["lock", "--image", "base"]), 5, &["no good signature by a pinned key"]);
+    bench.write(
+        &bench.inrelease(),
+        &sign(&lasting_certificate(), &bench.release(&bench.index())),
+    );
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        5,
+        &["no good signature by a pinned key"],
+    );
 }
 
 #[test]
@@ -110,14 +150,20 @@ fn text_outside_the_signature_is_not_read() {
     let bench = Bench::new();
     bench.publish();
     let good = std::fs::read(bench.inrelease()).unwrap();
-    bench.write(&bench.inrelease(), &[b"Suite: stable\n\n".as_slice(), &good].concat());
+    bench.write(
+        &bench.inrelease(),
+        &[b"Suite: stable\n\n".as_slice(), &good].concat(),
+    );
     refused(&bench, ExitCode::Mismatch, "not a clear-signed document");
     bench.write(&bench.inrelease(), bench.release(&bench.index()).as_bytes());
     refused(&bench, ExitCode::Mismatch, "not a clear-signed document");
     bench.write(&bench.inrelease(), &good[..good.len() / 2]);
     refused(&bench, ExitCode::Mismatch, "InRelease of stable");
     // What follows the signature must not become part of the Release file.
-    bench.write(&bench.inrelease(), &[good.as_slice(), b"\nAcquire-By-Hash: yes\n"].concat());
+    bench.write(
+        &bench.inrelease(),
+        &[good.as_slice(), b"\nAcquire-By-Hash: yes\n"].concat(),
+    );
     if let Ok(read) = bench.read() {
         assert!(!read.suites[0].release.by_hash);
     }
@@ -163,15 +209,30 @@ fn a_pin_without_its_key_file_is_a_wrong_definition() {
     let mut bench = Bench::timeless();
     let other = std::mem::replace(&mut bench.certificate, lasting_certificate());
     bench.write_definition();
-    bench.write(&bench.root().join("images/base/key.asc"), &other.armored().to_vec().unwrap());
-    ended(&bench.kimage(&["lock", "--image", "base"]), 2, &["no key file holds the pinned certificate"]);
+    bench.write(
+        &bench.root().join("images/base/key.asc"),
+        &other.armored().to_vec().unwrap(),
+    );
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        2,
+        &["no key file holds the pinned certificate"],
+    );
 }
 
 #[test]
 fn an_expired_state_another_suite_and_the_future_are_refused() {
     for (good, bad, why) in [
-        ("Thu, 27 Jun 2024 12:00:00", "Fri, 21 Jun 2024 11:59:59", "expired"),
-        ("Suite: stable\nCodename: rock", "Suite: stable-security\nCodename: stable", "is for suite stable-security"),
+        (
+            "Thu, 27 Jun 2024 12:00:00",
+            "Fri, 21 Jun 2024 11:59:59",
+            "expired",
+        ),
+        (
+            "Suite: stable\nCodename: rock",
+            "Suite: stable-security\nCodename: stable",
+            "is for suite stable-security",
+        ),
         ("Thu, 20 Jun 2024", "Sun, 23 Jun 2024", "in the future"),
     ] {
         let mut bench = Bench::new();
@@ -183,7 +244,11 @@ fn an_expired_state_another_suite_and_the_future_are_refused() {
     // The command looks at the clock itself.
     let bench = Bench::new();
     bench.publish();
-    ended(&bench.kimage(&["lock", "--image", "base"]), 5, &["expired on 2024-06-27T12:00:00Z", "--mirror"]);
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        5,
+        &["expired on 2024-06-27T12:00:00Z", "--mirror"],
+    );
 }
 
 #[test]
@@ -193,7 +258,11 @@ fn an_index_with_other_bytes_is_refused() {
     let same_length = bench.index().replace("2.40-1", "6.66-1");
     bench.write(&path, same_length.as_bytes());
     let output = bench.kimage(&["lock", "--image", "base"]);
-    ended(&output, 5, &["stable main/binary-amd64/Packages", &bench.mirror_url()]);
+    ended(
+        &output,
+        5,
+        &["stable main/binary-amd64/Packages", &bench.mirror_url()],
+    );
     assert!(!bench.lock_file().exists());
 }
 
@@ -214,7 +283,17 @@ fn an_unreachable_archive_says_what_was_tried_and_what_helps() {
     let bench = Bench::new();
     let tried = format!("{}/dists/stable/InRelease", bench.mirror_url());
     let output = bench.kimage(&["lock", "--image", "base"]);
-    ended(&output, 4, &["suite stable of image base", &tried, "hint: ", "--mirror https://HOST/test", "--image"]);
+    ended(
+        &output,
+        4,
+        &[
+            "suite stable of image base",
+            &tried,
+            "hint: ",
+            "--mirror https://HOST/test",
+            "--image",
+        ],
+    );
     let output = bench.kimage_from("ftp://host/test", &["lock", "--image", "base"]);
     ended(&output, 2, &["--mirror: ", "ftp://host/test"]);
 }
@@ -226,8 +305,15 @@ fn an_archive_that_went_back_in_time_is_refused() {
     bench.fields = bench.fields.replace("Thu, 20 Jun", "Wed, 19 Jun");
     bench.publish();
     let before = std::fs::read(bench.lock_file()).unwrap();
-    for arguments in [&["lock", "--image", "base"][..], &["lock", "--image", "base", "--update"]] {
-        ended(&bench.kimage(arguments), 5, &["suite stable", "older than the lock's 2024-06-20T12:00:00Z"]);
+    for arguments in [
+        &["lock", "--image", "base"][..],
+        &["lock", "--image", "base", "--update"],
+    ] {
+        ended(
+            &bench.kimage(arguments),
+            5,
+            &["suite stable", "older than the lock's 2024-06-20T12:00:00Z"],
+        );
     }
     assert_eq!(std::fs::read(bench.lock_file()).unwrap(), before);
 }
@@ -235,11 +321,17 @@ fn an_archive_that_went_back_in_time_is_refused() {
 #[test]
 fn wishes_that_exclude_each_other_are_refused_with_the_reason() {
     let mut bench = Bench::timeless();
-    bench.packages.push(package("nano", "1", "Conflicts: tool (<< 2)\n"));
+    bench
+        .packages
+        .push(package("nano", "1", "Conflicts: tool (<< 2)\n"));
     bench.install = vec!["tool", "nano"];
     bench.write_definition();
     bench.publish();
-    ended(&bench.kimage(&["lock", "--image", "base"]), 2, &["base: no set of packages", "nano", "tool"]);
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        2,
+        &["base: no set of packages", "nano", "tool"],
+    );
     assert!(!bench.lock_file().exists());
 }
 
@@ -253,7 +345,10 @@ fn a_dependency_that_nothing_satisfies_is_refused_and_can_be_left_out() {
     assert!(text.contains("firmware (>= 2)"), "{text}");
     bench.extra = "[[packages.leave-out]]\npackage = \"firmware\"\nbecause = \"no device\"\n".into();
     bench.write_definition();
-    assert_eq!(names(&bench.resolve(&NEWEST).unwrap(), "worker"), ["agent", "libc6", "tool"]);
+    assert_eq!(
+        names(&bench.resolve(&NEWEST).unwrap(), "worker"),
+        ["agent", "libc6", "tool"]
+    );
 }
 
 #[test]
@@ -263,19 +358,34 @@ fn a_provider_that_is_left_out_makes_room_for_another() {
     bench.extra = "[[packages.leave-out]]\npackage = \"vim\"\nbecause = \"zed\"\n".into();
     bench.write_definition();
     bench.publish();
-    assert_eq!(names(&bench.resolve(&NEWEST).unwrap(), "other"), ["libc6", "tool", "zed"]);
+    assert_eq!(
+        names(&bench.resolve(&NEWEST).unwrap(), "other"),
+        ["libc6", "tool", "zed"]
+    );
 }
 
 #[test]
 fn names_that_no_suite_has_are_answered_with_the_nearest() {
     let mut bench = Bench::timeless();
     for (install, why, hint) in [
-        ("tol", "package `tol` is in no suite", "hint: did you mean `tool`?"),
-        ("editor", "package `editor` is virtual", "hint: name one that provides it: vim"),
+        (
+            "tol",
+            "package `tol` is in no suite",
+            "hint: did you mean `tool`?",
+        ),
+        (
+            "editor",
+            "package `editor` is virtual",
+            "hint: name one that provides it: vim",
+        ),
     ] {
         bench.install = vec![install];
         bench.write_definition();
-        ended(&bench.kimage(&["lock", "--image", "base"]), 2, &["images/base/image.toml", why, hint]);
+        ended(
+            &bench.kimage(&["lock", "--image", "base"]),
+            2,
+            &["images/base/image.toml", why, hint],
+        );
     }
 }
 
@@ -286,14 +396,21 @@ fn a_virtual_package_with_many_providers_is_satisfied_by_the_more_important() {
     bench.packages.push(package("zed", "1", "Provides: editor\n"));
     bench.packages.push(ed);
     bench.publish();
-    assert_eq!(names(&bench.resolve(&NEWEST).unwrap(), "other"), ["ed", "libc6", "tool"]);
+    assert_eq!(
+        names(&bench.resolve(&NEWEST).unwrap(), "other"),
+        ["ed", "libc6", "tool"]
+    );
 }
 
 #[test]
 fn an_absent_and_a_stale_lock_name_what_drifted_and_the_command() {
     let mut bench = Bench::timeless();
     let build = ["build", "--image", "base", "--role", "worker"];
-    ended(&bench.kimage(&build), 3, &["image.lock is absent", "hint: kimage lock --image base"]);
+    ended(
+        &bench.kimage(&build),
+        3,
+        &["image.lock is absent", "hint: kimage lock --image base"],
+    );
     ended(&bench.kimage(&["lock", "--image", "base"]), 0, &[]);
 
     bench.install = vec!["vim"];
@@ -312,7 +429,8 @@ fn an_absent_and_a_stale_lock_name_what_drifted_and_the_command() {
 fn a_change_that_resolution_does_not_depend_on_leaves_the_lock_fresh() {
     let mut bench = Bench::timeless();
     ended(&bench.kimage(&["lock", "--image", "base"]), 0, &[]);
-    bench.extra = "[units]\nenable = [\"tool.service\"]\n[[users]]\nname = \"tool\"\nuid = 900\ngid = 900\n".into();
+    bench.extra =
+        "[units]\nenable = [\"tool.service\"]\n[[users]]\nname = \"tool\"\nuid = 900\ngid = 900\n".into();
     bench.write_definition();
     ended(&bench.kimage(&["lock", "--image", "base", "--list"]), 0, &[]);
 }
@@ -329,11 +447,23 @@ fn a_damaged_lock_is_refused_with_its_line() {
 #[test]
 fn wrong_definitions_are_refused_with_file_and_line() {
     let mut bench = Bench::timeless();
-    ended(&bench.kimage(&["lock", "--image", "bas"]), 2, &["unknown image `bas`", "did you mean `base`?"]);
-    ended(&bench.kimage(&["build", "--image", "base", "--role", "x"]), 2, &["unknown role `x`", "other, worker"]);
+    ended(
+        &bench.kimage(&["lock", "--image", "bas"]),
+        2,
+        &["unknown image `bas`", "did you mean `base`?"],
+    );
+    ended(
+        &bench.kimage(&["build", "--image", "base", "--role", "x"]),
+        2,
+        &["unknown role `x`", "other, worker"],
+    );
     bench.extra = "surprise = 1\n".into();
     bench.write_definition();
-    ended(&bench.kimage(&["lock", "--image", "base"]), 2, &["images/base/image.toml:13: unknown key `surprise`"]);
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        2,
+        &["images/base/image.toml:13: unknown key `surprise`"],
+    );
 }
 
 #[test]
@@ -345,8 +475,14 @@ fn plain_lock_keeps_what_is_pinned_and_update_moves_it() {
     bench.publish();
     let kept = bench.resolve(&Pins::Keep(&old)).unwrap();
     let moved = bench.resolve(&Pins::Newest(Some(&old))).unwrap();
-    assert_eq!((version(&kept, "vim"), version(&moved, "vim")), ("9.1".into(), "9.2".into()));
-    let told: Vec<String> = changes::between(&kept, &moved).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        (version(&kept, "vim"), version(&moved, "vim")),
+        ("9.1".into(), "9.2".into())
+    );
+    let told: Vec<String> = changes::between(&kept, &moved)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(told, ["upgraded    package vim 9.1 -> 9.2"]);
     assert!(changes::between(&kept, &kept).is_empty());
 
@@ -367,9 +503,23 @@ fn a_damaged_blob_is_fetched_again() {
     let lock = bench.resolve(&NEWEST).unwrap();
     let image = bench.definition().image;
     let mirrors = [bench.mirror_url()];
-    let fetch = || inputs::fetch(&image, &lock, "worker", &mirrors, Network::Online, &bench.store(), &Progress::silent());
+    let fetch = || {
+        inputs::fetch(
+            &image,
+            &lock,
+            "worker",
+            &mirrors,
+            Network::Online,
+            &bench.store(),
+            &Progress::silent(),
+        )
+    };
     fetch().unwrap();
-    let agent = lock.package.iter().find(|package| package.name == "agent").unwrap();
+    let agent = lock
+        .package
+        .iter()
+        .find(|package| package.name == "agent")
+        .unwrap();
     let blob = bench.store().blob(&agent.sha256).unwrap().unwrap();
     std::fs::remove_file(&blob).unwrap();
     std::fs::write(&blob, "agent 6").unwrap();
@@ -383,7 +533,15 @@ fn a_package_with_other_bytes_is_refused_with_its_name_and_url() {
     ended(&bench.kimage(&["lock", "--image", "base"]), 0, &[]);
     bench.write(&bench.mirror().join("pool/agent_3.deb"), b"agent 6");
     let output = bench.folder.path().join("out");
-    let build = ["build", "--image", "base", "--role", "worker", "--output", output.to_str().unwrap()];
+    let build = [
+        "build",
+        "--image",
+        "base",
+        "--role",
+        "worker",
+        "--output",
+        output.to_str().unwrap(),
+    ];
     let url = format!("{}/pool/agent_3.deb", bench.mirror_url());
     ended(&bench.kimage(&build), 5, &["agent 3", &url, "hint: "]);
     assert!(!output.join("worker").exists());

@@ -80,7 +80,8 @@ impl Release {
     /// Whether it is of the suite `name`. Pockets share the codename: `noble-security` must not pass for `noble`.
     pub fn is_of(&self, name: &str) -> bool {
         let (suite, codename) = (self.suite.as_deref(), self.codename.as_deref());
-        let pocket = suite.is_some_and(|suite| suite.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')));
+        let pocket =
+            suite.is_some_and(|suite| suite.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')));
         suite == Some(name) || codename == Some(name) && !pocket
     }
 }

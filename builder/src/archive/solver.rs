@@ -154,7 +154,10 @@ fn check_name(universe: &Universe, name: &str) -> Result<()> {
         let hint = format!("name one that provides it: {}", names.join(", "));
         return Err(Failure::new(ExitCode::Usage, message).hint(hint).into());
     }
-    let failure = Failure::new(ExitCode::Usage, format!("package `{name}` is in no suite of the archive"));
+    let failure = Failure::new(
+        ExitCode::Usage,
+        format!("package `{name}` is in no suite of the archive"),
+    );
     Err(match nearest(name, universe.packages.keys()) {
         Some(near) => failure.hint(format!("did you mean `{near}`?")).into(),
         None => failure.into(),

@@ -184,7 +184,12 @@ fn index(
     let name = format!("{suite} {name}");
     Ok(Index {
         suite: position,
-        request: Request { name, urls, digest, size },
+        request: Request {
+            name,
+            urls,
+            digest,
+            size,
+        },
         compression,
         plain: release.indexes.get(&plain).copied(),
     })
@@ -207,7 +212,10 @@ fn unpack(packed: impl Read, index: &Index) -> Result<String> {
     if bytes.len() as u64 > limit {
         return Err(refuse(format!("it unpacks to more than {limit} bytes")).into());
     }
-    if index.plain.is_some_and(|plain| plain != (bytes.len() as u64, Digest::of(&bytes))) {
+    if index
+        .plain
+        .is_some_and(|plain| plain != (bytes.len() as u64, Digest::of(&bytes)))
+    {
         return Err(refuse("unpacked, it is not what the release lists".to_owned()).into());
     }
     String::from_utf8(bytes).context("not UTF-8")
@@ -228,15 +236,31 @@ mod tests {
             digest: Digest::of(&packed),
             size: packed.len() as u64,
         };
-        unpack(packed.as_slice(), &Index { suite: 0, request, compression: ".gz", plain })
+        unpack(
+            packed.as_slice(),
+            &Index {
+                suite: 0,
+                request,
+                compression: ".gz",
+                plain,
+            },
+        )
     }
 
     #[test]
     fn an_index_unpacks_to_what_the_release_lists() {
         let text = vec![b'x'; 1 << 20];
         assert_eq!(unpacked(&text, None).unwrap().len(), 1 << 20);
-        assert_eq!(unpacked(&text, Some((1 << 20, Digest::of(&text)))).unwrap().len(), 1 << 20);
-        assert!(unpacked(&text, Some((1 << 10, Digest::of(&text)))).unwrap_err().to_string().contains("more than 1024"));
+        assert_eq!(
+            unpacked(&text, Some((1 << 20, Digest::of(&text)))).unwrap().len(),
+            1 << 20
+        );
+        assert!(
+            unpacked(&text, Some((1 << 10, Digest::of(&text))))
+                .unwrap_err()
+                .to_string()
+                .contains("more than 1024")
+        );
         assert!(unpacked(&text, Some((1 << 20, Digest::of(b"x")))).is_err());
         assert!(unpacked(&[0xff, 0xfe], None).is_err());
     }

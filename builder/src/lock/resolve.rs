@@ -117,14 +117,22 @@ pub fn resolve(
     let (previous, pinned): (_, BTreeMap<String, String>) = match pins {
         Pins::Newest(previous) => (*previous, BTreeMap::new()),
         Pins::Keep(old) => {
-            let pins = old.package.iter().map(|package| (package.name.clone(), package.version.clone()));
+            let pins = old
+                .package
+                .iter()
+                .map(|package| (package.name.clone(), package.version.clone()));
             (Some(*old), pins.collect())
         }
     };
     if let Some(previous) = previous {
         refuse_older(snapshot, previous)?;
     }
-    let solved = |pinned| choose(&Universe::new(snapshot.packages.clone(), pinned), &wanted.requests);
+    let solved = |pinned| {
+        choose(
+            &Universe::new(snapshot.packages.clone(), pinned),
+            &wanted.requests,
+        )
+    };
     let newest = BTreeMap::new();
     let packages = match solved(&pinned) {
         // A new package may need newer versions than the old lock has. Then all move, and the changes say so.
@@ -173,7 +181,10 @@ fn refuse_older(snapshot: &Snapshot, previous: &Lock) -> Result<()> {
         };
         let name = &state.name;
         let date: Timestamp = before.date.parse().map_err(|_| {
-            Failure::new(ExitCode::Lock, format!("suite {name} of the lock: `{}` is no date", before.date))
+            Failure::new(
+                ExitCode::Lock,
+                format!("suite {name} of the lock: `{}` is no date", before.date),
+            )
         })?;
         if state.release.date < date {
             let now = state.release.date;

@@ -23,16 +23,24 @@ fn every_role_of_every_image_gets_what_apt_would_install() {
         let now = jiff::Timestamp::now();
         let snapshot = suites::fetch(&definition.image, &[], &store, now, &Progress::silent()).unwrap();
         let newest = Pins::Newest(None);
-        let lock =
-            lock::resolve(&definition.image, &definition.roles, &definition.components, None, &snapshot, &newest)
-                .unwrap();
+        let lock = lock::resolve(
+            &definition.image,
+            &definition.roles,
+            &definition.components,
+            None,
+            &snapshot,
+            &newest,
+        )
+        .unwrap();
         let base = &lock.request[0];
         for request in &lock.request[1..] {
             let role = request.role.as_deref().unwrap();
             let install: BTreeSet<&String> = base.install.iter().chain(&request.install).collect();
             let left_out: BTreeSet<&String> = base.leave_out.iter().chain(&request.leave_out).collect();
             let apt = choice(&folder.path().join(role), &snapshot, &install, &left_out);
-            let ours = lock.packages_of(role).map(|one| (one.name.clone(), one.version.clone()));
+            let ours = lock
+                .packages_of(role)
+                .map(|one| (one.name.clone(), one.version.clone()));
             let ours: BTreeMap<String, String> = ours.collect();
             assert!(ours.len() > 100);
             assert_eq!(ours, apt, "{image} {role}");
@@ -60,24 +68,45 @@ fn choice(
         // apt would count itself as essential.
         "pkgCacheGen::ForceEssential=,".into(),
     ];
-    let apt = || options.iter().fold(Tool::new("/usr/bin/apt-get"), |tool, option| tool.args(["-o", option.as_str()]));
-    let run = |tool: Tool| tool.env("PATH", "/usr/bin:/bin").run().expect("install apt, or see what it says");
+    let apt = || {
+        options
+            .iter()
+            .fold(Tool::new("/usr/bin/apt-get"), |tool, option| {
+                tool.args(["-o", option.as_str()])
+            })
+    };
+    let run = |tool: Tool| {
+        tool.env("PATH", "/usr/bin:/bin")
+            .run()
+            .expect("install apt, or see what it says")
+    };
     run(apt().arg("update"));
-    let output = run(apt().args(["-s", "--no-install-recommends", "install", "?essential"]).args(install.iter()));
+    let output = run(apt()
+        .args(["-s", "--no-install-recommends", "install", "?essential"])
+        .args(install.iter()));
     let output = String::from_utf8(output).unwrap();
     let installed = output.lines().filter_map(|line| line.strip_prefix("Inst "));
     installed
         .map(|line| {
             let mut words = line.split_whitespace();
             let name = words.next().unwrap().to_owned();
-            (name, words.find_map(|word| word.strip_prefix('(')).unwrap().to_owned())
+            (
+                name,
+                words.find_map(|word| word.strip_prefix('(')).unwrap().to_owned(),
+            )
         })
         .collect()
 }
 
 /// One flat repository per suite, and a system that has nothing but what is left out.
 fn prepare(folder: &Path, snapshot: &Snapshot, left_out: &BTreeSet<&String>) {
-    for path in ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "cache/archives/partial"] {
+    for path in [
+        "etc/apt.conf.d",
+        "etc/preferences.d",
+        "etc/sources.list.d",
+        "lists/partial",
+        "cache/archives/partial",
+    ] {
         std::fs::create_dir_all(folder.join(path)).unwrap();
     }
     let mut status = String::new();
@@ -104,28 +133,51 @@ fn prepare(folder: &Path, snapshot: &Snapshot, left_out: &BTreeSet<&String>) {
 
 fn stanza(package: &Package) -> String {
     let priority = ["required", "important", "standard", "optional", "extra"][usize::from(package.priority)];
-    let Package { name, version, architecture, path, size, sha256, .. } = package;
+    let Package {
+        name,
+        version,
+        architecture,
+        path,
+        size,
+        sha256,
+        ..
+    } = package;
     let mut text = format!(
         "Package: {name}\nVersion: {version}\nArchitecture: {architecture}\nMulti-Arch: allowed\nPriority: {priority}\n\
          Filename: {path}\nSize: {size}\nSHA256: {sha256}\n"
     );
-    let depends = package.depends.iter().map(|group| joined(group, " | ")).collect::<Vec<_>>().join(", ");
+    let depends = package
+        .depends
+        .iter()
+        .map(|group| joined(group, " | "))
+        .collect::<Vec<_>>()
+        .join(", ");
     let provides = package.provides.iter().map(|(name, version)| match version {
         Some(version) => format!("{name} (= {version})"),
         None => name.clone(),
     });
     let provides = provides.collect::<Vec<_>>().join(", ");
-    for (field, value) in
-        [("Depends", depends), ("Conflicts", joined(&package.conflicts, ", ")), ("Provides", provides)]
-    {
+    for (field, value) in [
+        ("Depends", depends),
+        ("Conflicts", joined(&package.conflicts, ", ")),
+        ("Provides", provides),
+    ] {
         if !value.is_empty() {
             writeln!(text, "{field}: {value}").unwrap();
         }
     }
-    text.push_str(if package.essential { "Essential: yes\n\n" } else { "\n" });
+    text.push_str(if package.essential {
+        "Essential: yes\n\n"
+    } else {
+        "\n"
+    });
     text
 }
 
 fn joined(relations: &[impl ToString], separator: &str) -> String {
-    relations.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
+    relations
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(separator)
 }

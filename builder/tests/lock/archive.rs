@@ -88,7 +88,9 @@ impl Bench {
                 package("vim", "9.1", "Provides: editor\n"),
                 package("agent", "3", "Depends: tool\n"),
             ],
-            fields: format!("Suite: stable\nCodename: rock\nDate: Thu, 20 Jun 2024 12:00:00 UTC\n{VALID_UNTIL}"),
+            fields: format!(
+                "Suite: stable\nCodename: rock\nDate: Thu, 20 Jun 2024 12:00:00 UTC\n{VALID_UNTIL}"
+            ),
             by_hash: false,
             install: vec!["tool"],
             extra: String::new(),
@@ -141,12 +143,18 @@ impl Bench {
         );
         let base = self.root().join("images/base");
         self.write(&base.join("image.toml"), image.as_bytes());
-        self.write(&base.join("key.asc"), &self.certificate.armored().to_vec().unwrap());
+        self.write(
+            &base.join("key.asc"),
+            &self.certificate.armored().to_vec().unwrap(),
+        );
         for (role, install) in [("worker", "\"agent\""), ("other", "")] {
             let text = format!(
                 "schema = 1\ntitle = \"Role\"\n[packages]\ninstall = [{install}]\n[budget]\nimage-mb = 1\nboot-seconds = 1\n"
             );
-            self.write(&self.root().join("roles").join(role).join("role.toml"), text.as_bytes());
+            self.write(
+                &self.root().join("roles").join(role).join("role.toml"),
+                text.as_bytes(),
+            );
         }
     }
 
@@ -160,9 +168,16 @@ impl Bench {
 
     /// The Release file over `index`.
     pub(crate) fn release(&self, index: &str) -> String {
-        let by_hash = if self.by_hash { "Acquire-By-Hash: yes\n" } else { "" };
+        let by_hash = if self.by_hash {
+            "Acquire-By-Hash: yes\n"
+        } else {
+            ""
+        };
         let (digest, size) = (Digest::of(index.as_bytes()), index.len());
-        format!("{}{by_hash}SHA256:\n {digest} {size} main/binary-amd64/Packages\n", self.fields)
+        format!(
+            "{}{by_hash}SHA256:\n {digest} {size} main/binary-amd64/Packages\n",
+            self.fields
+        )
     }
 
     /// Signs and writes everything as a mirror has it.
@@ -176,7 +191,9 @@ impl Bench {
         let dist = self.mirror().join("dists/stable");
         let folder = dist.join("main/binary-amd64");
         let path = match self.by_hash {
-            true => folder.join("by-hash/SHA256").join(Digest::of(index.as_bytes()).to_string()),
+            true => folder
+                .join("by-hash/SHA256")
+                .join(Digest::of(index.as_bytes()).to_string()),
             false => folder.join("Packages"),
         };
         self.write(&path, index.as_bytes());
@@ -195,12 +212,25 @@ impl Bench {
     /// What the archive has at the time [`NOW`].
     pub(crate) fn read(&self) -> anyhow::Result<Snapshot> {
         let (image, now) = (self.definition().image, NOW.parse().unwrap());
-        suites::fetch(&image, &[self.mirror_url()], &self.store(), now, &Progress::silent())
+        suites::fetch(
+            &image,
+            &[self.mirror_url()],
+            &self.store(),
+            now,
+            &Progress::silent(),
+        )
     }
 
     pub(crate) fn resolve(&self, pins: &Pins<'_>) -> anyhow::Result<Lock> {
         let definition = self.definition();
-        lock::resolve(&definition.image, &definition.roles, &definition.components, None, &self.read()?, pins)
+        lock::resolve(
+            &definition.image,
+            &definition.roles,
+            &definition.components,
+            None,
+            &self.read()?,
+            pins,
+        )
     }
 
     /// Runs the command on this workspace, with this mirror.
@@ -231,11 +261,21 @@ pub(crate) fn sign(certificate: &Cert, text: &str) -> Vec<u8> {
 pub(crate) fn sign_at(certificate: &Cert, text: &str, at: &str) -> Vec<u8> {
     let policy = StandardPolicy::new();
     let time = time(at);
-    let keys = certificate.keys().with_policy(&policy, time).secret().for_signing();
-    let pair = keys.map(|key| key.key().clone().into_keypair().unwrap()).next().unwrap();
+    let keys = certificate
+        .keys()
+        .with_policy(&policy, time)
+        .secret()
+        .for_signing();
+    let pair = keys
+        .map(|key| key.key().clone().into_keypair().unwrap())
+        .next()
+        .unwrap();
     let mut document = Vec::new();
     let message = Message::new(&mut document);
-    let signer = Signer::new(message, pair).unwrap().creation_time(time).cleartext();
+    let signer = Signer::new(message, pair)
+        .unwrap()
+        .creation_time(time)
+        .cleartext();
     let mut message = signer.build().unwrap();
     message.write_all(text.as_bytes()).unwrap();
     message.finalize().unwrap();
