@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(link(&tree, "getty@.service").as_deref(), Some("/dev/null"));
         assert_eq!(link(&tree, "console-getty.service").as_deref(), Some("/dev/null"));
         let drop_in = tree.get(&TreePath::parse(DROP_IN.as_bytes()).unwrap()).unwrap();
-        let text = String::from_utf8(super::super::normalise::read(drop_in).unwrap()).unwrap();
+        let text = String::from_utf8(drop_in.read().unwrap()).unwrap();
         assert!(
             text.contains("\nExecStart=\nExecStart=-/usr/sbin/agetty --skip-login"),
             "{text}"
