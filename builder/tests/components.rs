@@ -66,10 +66,9 @@ impl Bench {
             download: Vec::new(),
         };
         let (suite, package) = (Vec::new(), Vec::new());
-        let definition = Digest::of(b"");
         Lock {
             schema: 1,
-            definition,
+            request: Vec::new(),
             epoch: 0,
             suite,
             package,

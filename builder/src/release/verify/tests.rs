@@ -344,7 +344,8 @@ fn flipped_missing_and_strange_files_are_named() {
 
 #[test]
 fn a_signed_lie_is_a_contradiction() {
-    let lies: [(&str, fn(&mut Manifest)); 6] = [
+    type Lie = fn(&mut Manifest);
+    let lies: [(&str, Lie); 6] = [
         ("partition root-a", |manifest| {
             manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()
         }),
