@@ -9,7 +9,6 @@ mod proxy;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use kimage_builder::components::{self, Access, BuiltComponent};
 use kimage_builder::definition::{Component, Toolchains};
@@ -237,14 +236,13 @@ fn what_is_built_needs_neither_network_nor_compiler_again() {
     let first = bench.build("hello").unwrap();
     fs::remove_dir_all(bench.path("proxy")).unwrap();
     fs::remove_dir_all(bench.path("store/caches")).unwrap();
-    let begun = Instant::now();
     assert_eq!(
         bench
             .build_with("hello", &bench.store(), &Network::Offline.into())
             .unwrap(),
         first
     );
-    assert!(begun.elapsed().as_secs() < 2, "{:?}", begun.elapsed());
+    assert!(!bench.path("store/caches").exists(), "no compiler ran");
 }
 
 #[test]
@@ -262,6 +260,7 @@ fn a_vendored_component_needs_neither_a_network_nor_a_compiler() {
     let offline = Access::from(Network::Offline);
     let error = bench.build_with("hello", &other, &offline).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch, "{error:#}");
+    fs::remove_dir_all(bench.path("other/caches")).unwrap();
     vendor::import(&file, &other, &Progress::silent()).unwrap();
     let imported = bench.build_with("hello", &other, &offline).unwrap();
     assert_eq!(run(&imported), run(&built));

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(read((72 << 20) - 3, 3), b"end");
         assert_eq!(read(20 << 20, 6), b"middle");
         assert!(to.metadata().unwrap().blocks() * 512 < 4 << 20);
-        assert!(is_zero(&to, 0, 28 << 20).unwrap() && is_zero(&to, (28 << 20) + 6, 1 << 20).unwrap());
-        assert!(!is_zero(&to, 0, (28 << 20) + 1).unwrap());
+        assert!(is_zero(&to, 0, 20 << 20).unwrap() && is_zero(&to, (28 << 20) + 6, 1 << 20).unwrap());
+        assert!(!is_zero(&to, 0, (20 << 20) + 1).unwrap());
     }
 }
