@@ -344,13 +344,8 @@ fn flipped_missing_and_strange_files_are_named() {
 
 #[test]
 fn a_signed_lie_is_a_contradiction() {
-<<<<<<< HEAD
-    type Lie = (&'static str, fn(&mut Manifest));
-    let lies: [Lie; 6] = [
-=======
     type Lie = fn(&mut Manifest);
     let lies: [(&str, Lie); 6] = [
->>>>>>> w-tidy
         ("partition root-a", |manifest| {
             manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()
         }),
