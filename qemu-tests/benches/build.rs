@@ -32,6 +32,7 @@ struct Measured {
 fn main() -> Result<()> {
     let bench = Bench::new()?;
     bench.warm_up()?;
+    bench.fresh_store()?;
     let peer = bench.peer()?;
     println!(
         "\n{:<58} {:>8} {:>7} {:>7} {:>8}",
@@ -47,21 +48,20 @@ fn main() -> Result<()> {
     };
     row("peer: mmdebstrap + mksquashfs + veritysetup", &peer, "");
     row(
-        "worker, no cached tree (--no-cache)",
-        &bench.build("worker", &["--no-cache"], &bench.workspace)?,
+        "worker, no cached tree or block",
+        &bench.build("worker", &bench.workspace)?,
         "0.4",
     );
     row(
         "worker, nothing changed",
-        &bench.build("worker", &[], &bench.workspace)?,
+        &bench.build("worker", &bench.workspace)?,
         "0.5 s",
     );
     row("worker, a file of the role changed", &bench.role_change()?, "0.1");
     for role in ["control-plane", "etcd"] {
-        bench.forget_output(role)?;
         row(
             &format!("{role}, after the worker"),
-            &bench.build(role, &["--no-cache-role"], &bench.workspace)?,
+            &bench.build(role, &bench.workspace)?,
             "3 s",
         );
     }
@@ -105,22 +105,42 @@ impl Bench {
     /// Everything fetched and compiled, nothing timed.
     fn warm_up(&self) -> Result<()> {
         for role in ROLES {
-            self.build(role, &[], &self.workspace)?;
+            self.build(role, &self.workspace)?;
         }
         Ok(())
     }
 
-    fn build(&self, role: &str, more: &[&str], workspace: &Path) -> Result<Measured> {
+    fn build(&self, role: &str, workspace: &Path) -> Result<Measured> {
         let mut build = command(&self.kimage);
         build
             .args(["build", "--role", role, "--format", "raw,qcow2", "--output"])
-            .arg(&self.output)
-            .args(more);
+            .arg(&self.output);
+        if self.store().exists() {
+            build.arg("--store").arg(self.store());
+        }
         run(build.current_dir(workspace))
     }
 
-    fn forget_output(&self, role: &str) -> Result<()> {
-        fs::remove_dir_all(self.output.join(role)).context("remove the last output")
+    /// The store of the timed builds: inputs, components and keys of the usual one, no trees and no blocks.
+    fn store(&self) -> PathBuf {
+        self.scratch.path().join("store")
+    }
+
+    fn fresh_store(&self) -> Result<()> {
+        let usual = kimage_builder::store::Store::default_root()?;
+        fs::create_dir_all(self.store().join("artifacts"))?;
+        for part in [
+            "blobs",
+            "development-keys",
+            "artifacts/component",
+            "artifacts/toolchain",
+        ] {
+            let (from, to) = (usual.join(part), self.store().join(part));
+            if from.exists() {
+                run(command("cp").arg("-a").arg(from).arg(to))?;
+            }
+        }
+        fs::remove_dir_all(&self.output).context("remove the output of the warm-up")
     }
 
     /// The definition with one more file in the worker role.
@@ -145,7 +165,7 @@ impl Bench {
         let files = copy.join("roles/worker/files/etc");
         fs::create_dir_all(&files)?;
         fs::write(files.join("bench"), "changed\n")?;
-        self.build("worker", &[], &copy)
+        self.build("worker", &copy)
     }
 
     /// The peer's three steps on the packages of the worker's lock, from a mirror on this disk.
