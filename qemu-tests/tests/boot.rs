@@ -219,29 +219,14 @@ fn offset(manifest: &Manifest, name: &str) -> u64 {
 #[test]
 fn one_flipped_bit_in_the_root_that_is_read_stops_the_machine() {
     let release = release("ubuntu-24.04", "etcd").unwrap();
-    // The superblock, and the last block before its padding, where squashfs keeps the tables that every look-up reads.
-    for (what, from_end) in [("superblock", false), ("tables", true)] {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = changed_disk(&release, folder.path(), |file, manifest| {
-            let start = offset(manifest, "root-a");
-            flip(
-                file,
-                if from_end {
-                    start + manifest.root.size - 4096
-                } else {
-                    start + 40
-                },
-            );
-        });
-        let mut machine = boot(&release, disk, folder.path(), "");
-        let (which, line) = machine
-            .console()
-            .wait_for_any(&[PANIC, "multi-user.target"], DEADLINE)
-            .unwrap();
-        assert_eq!(which, 0, "{what}: {line}");
-        let transcript = machine.console().transcript();
-        assert!(transcript.contains("verity"), "{what}: {transcript}");
-    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = changed_disk(&release, folder.path(), |file, manifest| {
+        flip(file, offset(manifest, "root-a") + 40);
+    });
+    let mut machine = boot(&release, disk, folder.path(), "");
+    let patterns = ["dm-verity device corrupted", "multi-user.target"];
+    let (which, line) = machine.console().wait_for_any(&patterns, DEADLINE).unwrap();
+    assert_eq!(which, 0, "{line}");
 }
 
 /// Where the UKI's bytes are on the disk: the ESP writer lays files out in one piece.
