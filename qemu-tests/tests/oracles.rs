@@ -82,7 +82,7 @@ fn partition_table_filesystems_hash_tree_signatures_and_formats_pass_other_peopl
         .count() as u64;
     assert_eq!(entries, manifest.root.entries, "entries that unsquashfs sees");
     assert!(
-        listing.contains("/usr/bin/kubelet") && !listing.contains("python"),
+        listing.contains("/usr/bin/kubelet") && !listing.contains("/usr/bin/python"),
         "content of a worker"
     );
 
