@@ -1,7 +1,9 @@
 //! All kimage code that runs inside a machine: stage 0 in the initrd, then first boot in the real root.
 
+pub mod failure;
 pub mod gpt;
 pub mod host;
+pub mod http;
 pub mod selftest;
 pub mod stage0;
 pub mod state;
