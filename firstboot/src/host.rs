@@ -82,7 +82,11 @@ fn write_synced(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>)
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)?;
     if let Some((uid, gid)) = owner {
         chown(path, Some(uid), Some(gid))?;
@@ -94,9 +98,14 @@ fn write_synced(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>)
 /// Reads a file of at most `limit` bytes; a larger one is an error of kind `FileTooLarge`.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    File::open(path)?
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("more than {limit} bytes"),
+        ));
     }
     Ok(bytes)
 }

@@ -64,7 +64,10 @@ causes! {
     /// No certificate of the cluster matches the pinned hash.
     CaHashMismatch = "ca-hash-mismatch", true,
         "compare join.caCertHashes with `kimage cluster user-data`; if they are right, somebody else answers at the endpoint";
-    /// The bootstrap token is unknown or expired.
+    /// The cluster has no signature made with the bootstrap token: it is unknown there, has expired, or is too new.
+    TokenUnknown = "token-unknown", false,
+        "see Secret kube-system/bootstrap-token-ID; `kimage cluster user-data --dir DIR --role worker` prints a token that the cluster knows";
+    /// The cluster knows the bootstrap token's id but refuses its secret half.
     TokenRejected = "token-rejected", true,
         "make a new token: `kimage cluster user-data --dir DIR --role worker` on a cluster that knows it";
     /// The token says this is not the cluster that it is for.
@@ -83,7 +86,7 @@ causes! {
     ClockWrong = "clock-wrong", false,
         "let the machine reach a time server (NTP, UDP 123) or mend the hypervisor's clock";
     /// Another, living machine has this node's name.
-    DuplicateNodeName = "duplicate-node-name", true,
+    DuplicateNodeName = "duplicate-node-name", false,
         "give the machine its own host name, or delete the Node if its machine is gone";
     /// Another etcd cluster answers where ours should be.
     EtcdForeign = "etcd-foreign", true,

@@ -1,0 +1,71 @@
+//! HAProxy in front of the control planes: TCP passthrough with `/readyz` checks, as the reference setup has it.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use super::network::Network;
+use crate::images::command;
+
+/// Port of the API, at the balancer and behind it.
+pub const PORT: u16 = 6443;
+
+/// A running HAProxy. Dropping it ends it.
+#[derive(Debug)]
+pub struct Balancer {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Balancer {
+    /// Balances port [`PORT`] of the bench over `backends`, whose certificates `ca` (a PEM file's text) has signed.
+    pub fn start(network: &Network, backends: &[Ipv4Addr], ca: &str) -> Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for the balancer")?;
+        let authority = folder.path().join("ca.pem");
+        std::fs::write(&authority, ca).context("write the balancer's CA")?;
+        let file = folder.path().join("haproxy.cfg");
+        std::fs::write(&file, configuration(backends, &authority)?).context("write haproxy.cfg")?;
+        let log = std::fs::File::create(folder.path().join("log")).context("make the balancer's log")?;
+        let mut haproxy = command("ip");
+        haproxy.args(["netns", "exec", network.name(), "haproxy", "-db", "-f"]).arg(&file);
+        let child = haproxy
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("start haproxy: run `qemu-tests/run-all` once, it installs tools")?;
+        Ok(Self { child, folder })
+    }
+
+    /// What HAProxy has said so far: servers that went up and down.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn configuration(backends: &[Ipv4Addr], authority: &Path) -> Result<String> {
+    let mut text = format!(
+        "defaults\n  mode tcp\n  timeout connect 3s\n  timeout client 4h\n  timeout server 4h\n\
+         frontend api\n  bind :{PORT}\n  default_backend control-planes\n\
+         backend control-planes\n  option httpchk\n  http-check connect ssl sni kubernetes\n\
+         \x20 http-check send meth GET uri /readyz\n  http-check expect status 200\n\
+         \x20 default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions check verify required \
+         verifyhost kubernetes ca-file {}\n",
+        authority.display()
+    );
+    for (index, address) in backends.iter().enumerate() {
+        writeln!(text, "  server control-plane-{index} {address}:{PORT}")?;
+    }
+    Ok(text)
+}

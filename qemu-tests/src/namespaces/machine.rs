@@ -1,0 +1,298 @@
+//! One machine in namespaces: systemd-nspawn around the root of a built image.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kimage_builder::release::manifest::Manifest;
+use kimage_roles::status::{Outcome, Phase, Status};
+use tempfile::TempDir;
+
+use super::network::{Cable, Network};
+use crate::images::{command, finish};
+
+/// Between two looks at a file of a machine: its namespaces are not ours, so nothing can wake us.
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct Blueprint {
+    /// Release folder of the image.
+    pub release: PathBuf,
+    /// Host name, at most 12 letters.
+    pub name: String,
+    /// Its address in the network.
+    pub address: Ipv4Addr,
+    /// Its NodeConfig.
+    pub config: String,
+    /// Id of the instance; a replacement has another one.
+    pub instance: String,
+    /// Files that the bench lays over `/etc`: path below it and text.
+    pub etc: Vec<(String, String)>,
+}
+
+/// A machine: its disk, and its life while it is switched on. Dropping it switches it off and scraps the disk.
+#[derive(Debug)]
+pub struct Machine {
+    blueprint: Blueprint,
+    cable: Cable,
+    folder: TempDir,
+    root_offset: u64,
+    running: Option<Child>,
+}
+
+impl Machine {
+    /// A machine with an empty disk, switched off.
+    pub fn new(network: &Network, blueprint: Blueprint) -> Result<Self> {
+        let root_offset = root_offset(&blueprint.release)?;
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("kimage-{}-", blueprint.name))
+            .tempdir_in("/var/tmp")
+            .context("make the machine's disk")?;
+        for part in ["root", "var", "report"] {
+            fs::create_dir(folder.path().join(part))?;
+        }
+        let cable = network.connect(&blueprint.name, blueprint.address)?;
+        Ok(Self {
+            blueprint,
+            cable,
+            folder,
+            root_offset,
+            running: None,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.blueprint.name
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.blueprint.address
+    }
+
+    /// Its cable.
+    pub fn cable(&self) -> &Cable {
+        &self.cable
+    }
+
+    /// Its disk's `/var`, from outside.
+    pub fn var(&self) -> PathBuf {
+        self.folder.path().join("var")
+    }
+
+    /// Changes the NodeConfig that the next boot reads.
+    pub fn set_config(&mut self, config: &str) {
+        config.clone_into(&mut self.blueprint.config);
+    }
+
+    /// Switches the machine on.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.running.is_none(), "{} runs already", self.name());
+        let folder = self.folder.path();
+        // A new life begins without the report of the last one.
+        drop(fs::remove_file(folder.join("report/status.json")));
+        fs::write(folder.join("node-config"), &self.blueprint.config)?;
+        let overlay = folder.join("etc");
+        drop(fs::remove_dir_all(&overlay));
+        fs::create_dir_all(overlay.join("work"))?;
+        for (path, text) in &self.blueprint.etc {
+            let path = overlay.join("upper").join(path);
+            fs::create_dir_all(path.parent().context("a file of /etc has a folder")?)?;
+            fs::write(path, text)?;
+        }
+        fs::create_dir_all(overlay.join("upper"))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("console"))?;
+        let mut nspawn = command("unshare");
+        nspawn
+            .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
+            .args(self.arguments())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.running = Some(nspawn.spawn().context("start systemd-nspawn: run `qemu-tests/run-all` once")?);
+        Ok(())
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let folder = self.folder.path();
+        let blueprint = &self.blueprint;
+        let mut words: Vec<OsString> = vec![
+            self.root_offset.to_string().into(),
+            blueprint.release.join("disk.raw").into(),
+            folder.into(),
+        ];
+        let mut option = |text: String| words.push(text.into());
+        option(format!("--directory={}", folder.join("root").display()));
+        option(format!("--machine={}", blueprint.name));
+        option(format!("--hostname={}", blueprint.name));
+        option(format!("--network-namespace-path={}", self.cable.namespace()));
+        option(format!("--bind={}:/run/kimage", folder.join("report").display()));
+        option(format!(
+            "--load-credential=kimage.node-config:{}",
+            folder.join("node-config").display()
+        ));
+        option(format!("--set-credential=kimage.instance-id:{}", blueprint.instance));
+        words
+    }
+
+    /// The newest report of first boot; `None` before the first one.
+    pub fn status(&self) -> Option<Status> {
+        let bytes = fs::read(self.folder.path().join("report/status.json")).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Waits until first boot has come to `phase` or beyond.
+    ///
+    /// # Errors
+    ///
+    /// It failed for good, the machine ended, or `deadline` passed; with the report and the journal's end.
+    pub fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
+        let arrived = |status: &Status| {
+            status.phase > phase || status.phase == phase && status.outcome == Outcome::Done
+        };
+        self.wait_until(deadline, &format!("{} of {phase:?}", self.name()), |status| {
+            if status.outcome == Outcome::Failed {
+                bail!("first boot failed");
+            }
+            Ok(arrived(status))
+        })
+    }
+
+    /// Waits until `done` says so of a report.
+    pub fn wait_until(
+        &mut self,
+        deadline: Duration,
+        what: &str,
+        mut done: impl FnMut(&Status) -> Result<bool>,
+    ) -> Result<Status> {
+        let end = Instant::now() + deadline;
+        loop {
+            let status = self.status();
+            if let Some(status) = &status {
+                let answer = done(status).with_context(|| format!("{what}: {status:?}\n{}", self.journal_tail()))?;
+                if answer {
+                    return Ok(status.clone());
+                }
+            }
+            let child = self.running.as_mut().context("the machine is off")?;
+            if let Some(exit) = child.try_wait()? {
+                bail!("{what}: the machine ended ({exit})\n{}", self.console_tail());
+            }
+            if Instant::now() > end {
+                bail!("{what}: {deadline:?} passed; {status:?}\n{}", self.journal_tail());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Cuts the power: every process of the machine is killed where it stands.
+    pub fn kill(&mut self) -> Result<()> {
+        let Some(mut child) = self.running.take() else {
+            return Ok(());
+        };
+        let group = i32::try_from(child.id()).context("a process id is an i32")?;
+        for leader in leaders(group)? {
+            signal(leader);
+        }
+        signal(-group);
+        child.wait().context("wait for systemd-nspawn")?;
+        Ok(())
+    }
+
+    /// Runs `program` inside the machine and returns what it printed.
+    pub fn run(&self, program: &[&str]) -> Result<String> {
+        let leader = self.leader()?;
+        let mut enter = command("nsenter");
+        enter.args(["--target", &leader.to_string(), "--mount", "--pid", "--net", "--uts", "--ipc", "--"]);
+        let output = finish(enter.args(program))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn leader(&self) -> Result<i32> {
+        let child = self.running.as_ref().context("the machine is off")?;
+        let all = leaders(i32::try_from(child.id())?)?;
+        all.first().copied().with_context(|| format!("{} has no first process yet", self.name()))
+    }
+
+    /// The end of the journal.
+    pub fn journal_tail(&self) -> String {
+        let mut journal = command("journalctl");
+        journal
+            .arg("--directory")
+            .arg(self.var().join("log/journal"))
+            .args(["--no-pager", "--quiet", "-o", "short-monotonic", "-n", "120"]);
+        finish(&mut journal).map_or_else(
+            |error| format!("{error:#}"),
+            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    }
+
+    fn console_tail(&self) -> String {
+        let bytes = fs::read(self.folder.path().join("console")).unwrap_or_default();
+        crate::console::tail(&bytes)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.kill());
+    }
+}
+
+/// Mounts what stage 0 and `kimage-state` mount in a machine with a disk, then becomes systemd-nspawn. The mount
+/// namespace is its own and ends with it. The container may do what a machine may: load what the kernel has, mount,
+/// change the network.
+const BOOT: &str = r#"
+offset=$1 disk=$2 folder=$3; shift 3
+mount -t squashfs -o ro,loop,offset="$offset" "$disk" "$folder/root"
+mount -t overlay -o "lowerdir=$folder/root/etc,upperdir=$folder/etc/upper,workdir=$folder/etc/work" overlay "$folder/root/etc"
+if [ ! -e "$folder/filled" ]; then
+    if [ -d "$folder/root/usr/share/factory/var" ]; then cp -a "$folder/root/usr/share/factory/var/." "$folder/var/"; fi
+    : > "$folder/filled"
+fi
+mount --bind "$folder/var" "$folder/root/var"
+exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --console=pipe --bind=/dev/kmsg \
+    --system-call-filter='@system-service @mount @module @keyring bpf perf_event_open' "$@"
+"#;
+
+/// Where the root filesystem begins in `disk.raw`, in bytes.
+fn root_offset(release: &Path) -> Result<u64> {
+    let path = release.join("manifest.json");
+    let manifest = Manifest::from_json(&fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
+    let root = manifest.partitions.iter().find(|partition| partition.name == "root-a");
+    Ok(root.context("the manifest has no partition root-a")?.offset)
+}
+
+/// First processes of the containers whose nspawn is in the process group `group`.
+fn leaders(group: i32) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let children = |process: i32| -> Vec<i32> {
+        let path = format!("/proc/{process}/task/{process}/children");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    for child in children(group) {
+        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        if name.trim_end() == "systemd" {
+            found.push(child);
+        }
+        found.extend(children(child));
+    }
+    Ok(found)
+}
+
+fn signal(process: i32) {
+    #[expect(unsafe_code, reason = "the standard library kills children only")]
+    // SAFETY: no memory is involved; the process is the machine's own.
+    unsafe {
+        libc::kill(process, libc::SIGKILL);
+    }
+}
