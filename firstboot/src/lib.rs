@@ -4,6 +4,8 @@ pub mod failure;
 pub mod gpt;
 pub mod host;
 pub mod http;
+pub mod metadata;
+pub mod platform;
 pub mod selftest;
 pub mod stage0;
 pub mod state;
