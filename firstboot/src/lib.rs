@@ -8,6 +8,8 @@ pub mod http;
 pub mod join;
 pub mod kubernetes;
 pub mod ledger;
+pub mod metadata;
+pub mod platform;
 pub mod report;
 pub mod selftest;
 pub mod stage0;

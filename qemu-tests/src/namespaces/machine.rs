@@ -32,6 +32,8 @@ pub struct Blueprint {
     pub config: String,
     /// Id of the instance; a replacement has another one.
     pub instance: String,
+    /// Zone it stands in.
+    pub zone: String,
     /// Files that the bench lays over `/etc`: path below it and text.
     pub etc: Vec<(String, String)>,
 }
@@ -99,6 +101,13 @@ impl Machine {
         // A new life begins without the report of the last one.
         drop(fs::remove_file(folder.join("report/status.json")));
         fs::write(folder.join("node-config"), &self.blueprint.config)?;
+        let Blueprint { name, address, instance, zone, .. } = &self.blueprint;
+        fs::write(
+            folder.join("meta-data"),
+            format!(
+                "instance-id: {instance}\nlocal-hostname: {name}\nlocal-ipv4: {address}\navailability-zone: {zone}\nregion: bench\n"
+            ),
+        )?;
         let overlay = folder.join("etc");
         drop(fs::remove_dir_all(&overlay));
         fs::create_dir_all(overlay.join("work"))?;
@@ -139,7 +148,10 @@ impl Machine {
             "--load-credential=kimage.node-config:{}",
             folder.join("node-config").display()
         ));
-        option(format!("--set-credential=kimage.instance-id:{}", blueprint.instance));
+        option(format!(
+            "--load-credential=kimage.meta-data:{}",
+            folder.join("meta-data").display()
+        ));
         words
     }
 
