@@ -5,8 +5,13 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
+pub use self::cluster::{
+    Cluster, ClusterKubeconfig, ClusterNew, ClusterUserData, FormationArguments, OutputArguments,
+};
 use crate::pipeline::DiskFormat;
 use crate::progress::Verbosity;
+
+mod cluster;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,6 +21,8 @@ Examples:
   kimage lock --update                             move to the archive's newest packages, print what changes
   kimage verify out/worker                         derive every claim again from the bytes
   kimage run out/worker                            boot it in QEMU
+  kimage cluster new ./prod --name prod --endpoint lb.example.com:6443
+                                                   make a cluster's keys; its machines get them as user-data
 
 Exit codes:
   0 done   1 failed   2 bad usage or definition   3 lock missing or stale   4 input could not be fetched
@@ -92,6 +99,9 @@ pub enum Command {
     /// Make signing keys
     #[command(subcommand)]
     Keys(Keys),
+    /// Make the keys of a cluster, the NodeConfig of its machines, and kubeconfigs
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// Boot a built image in QEMU with Secure Boot
     Run(Run),
     /// Check whether this host can build and run images, and say what to change

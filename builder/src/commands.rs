@@ -1,6 +1,7 @@
 //! What the commands do. Only they and the pipeline see all stages.
 
 mod build;
+mod cluster;
 mod completion;
 mod diff;
 mod doctor;
@@ -84,6 +85,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
+        Command::Cluster(command) => cluster::run(&command, &context),
         Command::Run(arguments) => run::run(&arguments, &context),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),
         Command::Completion(arguments) => completion::run(&arguments),

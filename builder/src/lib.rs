@@ -5,11 +5,13 @@
 //! ```
 //!
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
-//! [`store`], [`tool`], [`download`] and [`qemu`]. Only the [`commands`] see all stages.
-//! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer.
+//! [`store`], [`tool`], [`download`], [`qemu`] and [`private`]. Only the [`commands`] see all stages.
+//! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer. [`cluster`] stands outside of
+//! the flow: it makes the secrets and documents of a cluster, and knows nothing of images.
 
 pub mod archive;
 pub mod cli;
+pub mod cluster;
 pub mod commands;
 pub mod components;
 pub mod definition;
@@ -22,6 +24,7 @@ pub mod inputs;
 pub mod lock;
 pub mod partitions;
 pub mod pipeline;
+pub mod private;
 pub mod progress;
 pub mod qemu;
 pub mod release;

@@ -22,9 +22,12 @@ const FLOW: [&str; 9] = [
 const LAST: &str = "release";
 
 /// Beside the flow: any stage may use them, they use only each other.
-const BESIDE: [&str; 7] = [
-    "digest", "failure", "progress", "store", "tool", "download", "qemu",
+const BESIDE: [&str; 8] = [
+    "digest", "failure", "progress", "store", "tool", "download", "qemu", "private",
 ];
+
+/// Outside of the flow: they use what stands beside it, no stage and not each other.
+const OUTSIDE: [&str; 1] = ["cluster"];
 
 /// See everything: the sequence itself and the commands in front of it.
 const ABOVE: [&str; 6] = ["pipeline", "commands", "cli", "main", "lib", "doctor"];
@@ -104,6 +107,9 @@ fn allowed(module: &str) -> Option<Vec<&str>> {
     }
     if BESIDE.contains(&module) {
         return Some(beside);
+    }
+    if OUTSIDE.contains(&module) {
+        return Some([&beside[..], &[module]].concat());
     }
     let before = if module == LAST {
         FLOW.len()

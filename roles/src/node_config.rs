@@ -15,6 +15,7 @@ mod check;
 mod network;
 mod read;
 
+pub use check::{is_token, is_url};
 pub use network::{Cidr, Endpoint, is_dns_label, is_dns_name};
 pub use read::{MAX_NODE_CONFIG, NodeConfigError};
 
@@ -229,7 +230,11 @@ pub struct StaticMember {
 
 /// Where the record of a formation is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum RecordStore {
     /// An object in an S3-compatible bucket (conditional PUT).
     S3 {
@@ -336,7 +341,11 @@ pub struct BootstrapToken {
 
 /// Who says which instances are gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Inventory {
     /// The instances that exist, by id; all others are gone.
     Static(Vec<String>),

@@ -6,9 +6,8 @@
 //! can go offline as soon as the folder is made.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -20,6 +19,7 @@ use rsa::pkcs8::EncodePrivateKey;
 use super::efi_signature_list::{Variable, authenticated_update, certificate_list, owner, verify_update};
 use super::{Enrolment, Identity, Purpose, Signer, certificate, der, pem};
 use crate::failure::{ExitCode, Failure};
+use crate::private;
 use crate::progress::Progress;
 
 /// No file of a key set is larger, in bytes.
@@ -38,51 +38,7 @@ impl fmt::Debug for Secret {
 
 /// Makes a new key set in `folder`, which must be absent or empty. It appears with all its files or not at all.
 pub fn create(folder: &Path) -> Result<()> {
-    if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file() {
-        bail!(exists(folder));
-    }
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let context = || format!("make keys in {}", folder.display());
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(parent)
-        .with_context(context)?;
-    let private = fs::Permissions::from_mode(0o700);
-    let scratch = tempfile::Builder::new()
-        .prefix(".kimage-keys-")
-        .permissions(private)
-        .tempdir_in(parent);
-    let scratch = scratch.with_context(context)?;
-    write_key_set(scratch.path()).with_context(context)?;
-    File::open(scratch.path())?.sync_all().with_context(context)?;
-    // Renaming a folder replaces an empty folder and nothing else.
-    match fs::rename(scratch.path(), folder) {
-        Ok(()) => {
-            let _ = scratch.keep();
-        }
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            bail!(exists(folder))
-        }
-        Err(error) => return Err(error).with_context(context),
-    }
-    File::open(parent)?.sync_all().with_context(context)
-}
-
-fn exists(folder: &Path) -> Failure {
-    Failure::new(
-        ExitCode::Usage,
-        format!("{} exists and is not empty", folder.display()),
-    )
-    .hint("name another folder; kimage never overwrites keys")
+    private::create_folder(folder, write_key_set)
 }
 
 fn write_key_set(folder: &Path) -> Result<()> {
@@ -101,23 +57,23 @@ fn write_key_set(folder: &Path) -> Result<()> {
         let update = authenticated_update(variable, &list, &by.certificate, |message| {
             rsa_sign(&pair, message)
         })?;
-        write_private(
+        private::write_new(
             &folder.join(format!("{name}.key")),
             pem::encode("PRIVATE KEY", &key.private.0).as_bytes(),
         )?;
         let text = pem::encode("CERTIFICATE", &key.certificate);
-        write_private(&folder.join(format!("{name}.crt")), text.as_bytes())?;
-        write_private(&folder.join(format!("{name}.auth")), &update)?;
+        private::write_new(&folder.join(format!("{name}.crt")), text.as_bytes())?;
+        private::write_new(&folder.join(format!("{name}.auth")), &update)?;
     }
     let mut release = Secret(ED25519_PKCS8.to_vec());
     release.0.resize(ED25519_PKCS8.len() + 32, 0);
     random(&mut release.0[ED25519_PKCS8.len()..])?;
     let pair = ed25519_pair(&release)?;
-    write_private(
+    private::write_new(
         &folder.join("release.key"),
         pem::encode("PRIVATE KEY", &release.0).as_bytes(),
     )?;
-    write_private(
+    private::write_new(
         &folder.join("release.pub"),
         release_public_pem(pair.public_key().as_ref()).as_bytes(),
     )
@@ -187,18 +143,6 @@ fn random(bytes: &mut [u8]) -> Result<()> {
     SystemRandom::new()
         .fill(bytes)
         .map_err(|_| anyhow!("the system gives no entropy"))
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
-    let open = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    let mut file = open.with_context(|| format!("create {}", path.display()))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .with_context(|| format!("write {}", path.display()))
 }
 
 /// `SubjectPublicKeyInfo` of an Ed25519 key (RFC 8410) as PEM, which `openssl pkeyutl -verify -rawin` reads.
@@ -454,6 +398,8 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
