@@ -2,6 +2,7 @@
 //! side writes and the other reads.
 
 pub mod cause;
+pub mod inventory;
 pub mod node_config;
 pub mod role;
 pub mod secret;
