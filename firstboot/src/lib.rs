@@ -1,8 +1,10 @@
 //! All kimage code that runs inside a machine: stage 0 in the initrd, then first boot in the real root.
 
 pub mod etcd;
+pub mod failure;
 pub mod gpt;
-mod host;
+pub mod host;
+pub mod http;
 pub mod inventory;
 pub mod record;
 pub mod selftest;
