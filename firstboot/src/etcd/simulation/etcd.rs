@@ -182,6 +182,9 @@ impl Net {
                 };
                 // "member has already been bootstrapped": etcd's own guard, if it meets anybody who knows.
                 if started != Some(false) && urls.iter().any(|url| known(&url)) {
+                    if self.sabotage == Some(Sabotage::EmptyDiskKeepsVote) {
+                        self.violation = Some(format!("an empty log takes up the vote of {own}"));
+                    }
                     return None;
                 }
                 let amnesiac = started != Some(false);
