@@ -47,7 +47,11 @@ pub struct Fixed(pub Vec<String>);
 impl Inventory for Fixed {
     fn standing(&self, instance: &str) -> Result<Standing, Failure> {
         let present = self.0.iter().any(|id| id == instance);
-        Ok(if present { Standing::Present } else { Standing::Gone })
+        Ok(if present {
+            Standing::Present
+        } else {
+            Standing::Gone
+        })
     }
 }
 
@@ -67,10 +71,7 @@ pub struct Signed {
 }
 
 /// The inventory that a NodeConfig names.
-pub fn open(
-    config: Option<&node_config::Inventory>,
-    cluster: &str,
-) -> Result<Box<dyn Inventory>, Failure> {
+pub fn open(config: Option<&node_config::Inventory>, cluster: &str) -> Result<Box<dyn Inventory>, Failure> {
     let (source, key) = match config.cloned() {
         None => return Ok(Box::new(Nobody)),
         Some(node_config::Inventory::Static(instances)) => return Ok(Box::new(Fixed(instances))),
@@ -94,7 +95,11 @@ impl Signed {
             let text = "inventory.publicKey is no PEM of an Ed25519 public key";
             Failure::because(Cause::ConfigInvalid, text)
         })?;
-        Ok(Self { source, cluster: cluster.to_owned(), key })
+        Ok(Self {
+            source,
+            cluster: cluster.to_owned(),
+            key,
+        })
     }
 
     fn bytes(&self) -> Result<Vec<u8>, String> {
@@ -116,9 +121,11 @@ impl Inventory for Signed {
         let list = verify(&bytes, &self.key, &self.cluster).map_err(failure)?;
         let found = list.instances.iter().filter(|known| known.id == instance);
         // A list that says both is a fault of its maker; the word that destroys nothing counts.
-        Ok(found.fold(Standing::Unknown, |standing, known| match (standing, known.state) {
-            (Standing::Present, _) | (_, InstanceState::Present) => Standing::Present,
-            (_, InstanceState::Gone) => Standing::Gone,
+        Ok(found.fold(Standing::Unknown, |standing, known| {
+            match (standing, known.state) {
+                (Standing::Present, _) | (_, InstanceState::Present) => Standing::Present,
+                (_, InstanceState::Gone) => Standing::Gone,
+            }
         }))
     }
 }
@@ -129,8 +136,12 @@ fn verify(bytes: &[u8], key: &[u8; 32], cluster: &str) -> Result<InventoryList, 
         return Err(format!("more than {MAX_INVENTORY} bytes"));
     }
     let signed: SignedInventory = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let list = STANDARD.decode(signed.list).map_err(|error| format!("list: {error}"))?;
-    let signature = STANDARD.decode(signed.signature).map_err(|error| format!("signature: {error}"))?;
+    let list = STANDARD
+        .decode(signed.list)
+        .map_err(|error| format!("list: {error}"))?;
+    let signature = STANDARD
+        .decode(signed.signature)
+        .map_err(|error| format!("signature: {error}"))?;
     UnparsedPublicKey::new(&ED25519, key)
         .verify(&list, &signature)
         .map_err(|_| "the signature is not by inventory.publicKey".to_owned())?;
@@ -139,14 +150,19 @@ fn verify(bytes: &[u8], key: &[u8; 32], cluster: &str) -> Result<InventoryList, 
         return Err(format!("schema {} is not {SCHEMA}", list.schema));
     }
     if list.cluster != cluster {
-        return Err(format!("the list is of cluster `{}`, not `{cluster}`", list.cluster));
+        return Err(format!(
+            "the list is of cluster `{}`, not `{cluster}`",
+            list.cluster
+        ));
     }
     Ok(list)
 }
 
 /// The 32 bytes in a PEM of an Ed25519 SubjectPublicKeyInfo (RFC 8410 section 4).
 fn ed25519_key(pem: &str) -> Option<[u8; 32]> {
-    const HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    const HEAD: [u8; 12] = [
+        0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+    ];
     let (_, rest) = pem.split_once("-----BEGIN PUBLIC KEY-----")?;
     let (text, _) = rest.split_once("-----END PUBLIC KEY-----")?;
     let text: String = text.split_ascii_whitespace().collect();
@@ -175,13 +191,21 @@ mod tests {
     }
 
     fn pem(key: &Ed25519KeyPair) -> String {
-        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let head = [
+            0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+        ];
         let der = [head.as_slice(), key.public_key().as_ref()].concat();
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+        format!(
+            "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+            STANDARD.encode(der)
+        )
     }
 
     fn signed(cluster: &str, instances: &[(&str, InstanceState)]) -> String {
-        let instances = instances.iter().map(|(id, state)| Instance { id: (*id).to_owned(), state: *state });
+        let instances = instances.iter().map(|(id, state)| Instance {
+            id: (*id).to_owned(),
+            state: *state,
+        });
         let list = InventoryList {
             schema: SCHEMA,
             cluster: cluster.to_owned(),
@@ -201,7 +225,9 @@ mod tests {
         let path = folder.path().join("inventory.json");
         std::fs::write(&path, text).unwrap();
         let source = Source::File(path.to_string_lossy().into_owned());
-        Signed::new(source, "prod", &pem(&key())).unwrap().standing(instance)
+        Signed::new(source, "prod", &pem(&key()))
+            .unwrap()
+            .standing(instance)
     }
 
     #[test]
@@ -221,7 +247,12 @@ mod tests {
     #[test]
     fn a_list_of_another_cluster_or_a_changed_one_is_not_believed() {
         let text = signed("test", &[("a", InstanceState::Gone)]);
-        assert!(ask(&text, "a").unwrap_err().to_string().contains("of cluster `test`"));
+        assert!(
+            ask(&text, "a")
+                .unwrap_err()
+                .to_string()
+                .contains("of cluster `test`")
+        );
         let mut changed: SignedInventory =
             serde_json::from_str(&signed("prod", &[("a", InstanceState::Present)])).unwrap();
         let list = String::from_utf8(STANDARD.decode(&changed.list).unwrap()).unwrap();

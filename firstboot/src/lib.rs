@@ -6,6 +6,8 @@ pub mod gpt;
 pub mod host;
 pub mod http;
 pub mod inventory;
+pub mod metadata;
+pub mod platform;
 pub mod record;
 pub mod selftest;
 pub mod stage0;

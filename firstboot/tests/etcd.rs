@@ -39,7 +39,9 @@ struct Process {
 impl Service for Process {
     fn is_running(&self) -> anyhow::Result<bool> {
         let mut child = self.child.lock().unwrap();
-        Ok(child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none()))
+        Ok(child
+            .as_mut()
+            .is_some_and(|child| child.try_wait().unwrap().is_none()))
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test is systemd")]
@@ -125,10 +127,15 @@ impl Bench {
         let key = KeyPair::generate().unwrap();
         let ca = params.self_signed(&key).unwrap().pem();
         let issuer = Issuer::new(params, key);
-        let names: Vec<String> =
-            (1..10).map(|n| format!("127.77.{net}.{n}")).chain(["127.0.0.1".to_owned()]).collect();
+        let names: Vec<String> = (1..10)
+            .map(|n| format!("127.77.{net}.{n}"))
+            .chain(["127.0.0.1".to_owned()])
+            .collect();
         let mut leaf = CertificateParams::new(names).unwrap();
-        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        leaf.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let key = KeyPair::generate().unwrap();
         let certificate = leaf.signed_by(&key, &issuer).unwrap().pem();
         let key = key.serialize_pem();
@@ -139,7 +146,13 @@ impl Bench {
             std::fs::write(pki.join(format!("{side}.key")), &key).unwrap();
         }
         let client = client(&ca, (&certificate, &key));
-        Self { folder, gone: Gone::default(), net, started: 0, client }
+        Self {
+            folder,
+            gone: Gone::default(),
+            net,
+            started: 0,
+            client,
+        }
     }
 
     fn identity(&self, instance: u32, address: u32) -> Identity {
@@ -158,7 +171,10 @@ impl Bench {
         let data = folder.join("data");
         std::fs::create_dir_all(&data).unwrap();
         let port = 20_000 + self.net * 40 + self.started * 3;
-        let process = Process { config: folder.join("etcd.yaml"), child: Arc::default() };
+        let process = Process {
+            config: folder.join("etcd.yaml"),
+            child: Arc::default(),
+        };
         let site = Site {
             store: Some(Box::new(RecordFile::new(self.folder.path().join("record")))),
             inventory: Box::new(self.gone.clone()),
@@ -172,15 +188,27 @@ impl Bench {
                 data,
                 certificates: self.folder.path().to_owned(),
                 cluster: "bench".to_owned(),
-                timing: Timing { etcd_heartbeat_milliseconds: 300, etcd_election_milliseconds: 3000, ..Timing::default() },
+                timing: Timing {
+                    etcd_heartbeat_milliseconds: 300,
+                    etcd_election_milliseconds: 3000,
+                    ..Timing::default()
+                },
             },
             config: process.config.clone(),
             mark: folder.join("mark.json"),
             begin: Instant::now(),
         };
-        let patience = Patience { takeover: Duration::from_secs(2), silence: Duration::from_secs(2) };
+        let patience = Patience {
+            takeover: Duration::from_secs(2),
+            silence: Duration::from_secs(2),
+        };
         let formation = Formation::new(identity.clone(), means.clone(), patience);
-        Node { site, formation, process, identity }
+        Node {
+            site,
+            formation,
+            process,
+            identity,
+        }
     }
 
     fn log(&self, nodes: &[Node]) -> String {
@@ -188,14 +216,20 @@ impl Bench {
             let text = std::fs::read_to_string(path).unwrap_or_default();
             text.lines().rev().take(15).collect::<Vec<_>>().join("\n")
         };
-        nodes.iter().map(|node| last(&node.process.config.with_extension("log")) + "\n\n").collect()
+        nodes
+            .iter()
+            .map(|node| last(&node.process.config.with_extension("log")) + "\n\n")
+            .collect()
     }
 
     /// Steps all nodes until every one has settled in one cluster of all of them.
     fn settle(&self, nodes: &mut [Node]) -> Vec<Settled> {
         let begin = Instant::now();
         loop {
-            let steps: Vec<_> = nodes.iter_mut().map(|node| node.formation.step(&mut node.site)).collect();
+            let steps: Vec<_> = nodes
+                .iter_mut()
+                .map(|node| node.formation.step(&mut node.site))
+                .collect();
             let settled: Vec<Settled> = steps
                 .iter()
                 .filter_map(|step| match step {
@@ -233,7 +267,9 @@ fn record(text: &str) -> Record {
 #[ignore = "needs etcd: KIMAGE_ETCD=/usr/bin/etcd"]
 fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
     let mut bench = Bench::new(0);
-    let mut nodes: Vec<Node> = (1..=3).map(|address| bench.node(address, &Means::Record)).collect();
+    let mut nodes: Vec<Node> = (1..=3)
+        .map(|address| bench.node(address, &Means::Record))
+        .collect();
     let cluster = bench.settle(&mut nodes)[0].cluster;
     // etcd as a record's store: the same contract as all stores.
     let store = EtcdKey {
@@ -249,7 +285,12 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
     assert_eq!(store.replace(&version, &record("d")).unwrap(), Written::Conflict);
 
     let lost = nodes.pop().unwrap();
-    bench.gone.0.lock().unwrap().insert(lost.identity.instance.clone());
+    bench
+        .gone
+        .0
+        .lock()
+        .unwrap()
+        .insert(lost.identity.instance.clone());
     drop(lost);
     let fresh = bench.node(4, &Means::Record);
     nodes.push(fresh);
@@ -269,7 +310,9 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
     assert_eq!(store.get().unwrap().unwrap().0, record("c"));
 
     let stranger = Bench::new(2);
-    let failure = Gateway::new(stranger.client).status(&nodes[0].identity.client_url).unwrap_err();
+    let failure = Gateway::new(stranger.client)
+        .status(&nodes[0].identity.client_url)
+        .unwrap_err();
     assert_eq!(failure.cause, Cause::EtcdForeign, "{failure}");
 }
 
@@ -278,14 +321,28 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
 fn three_machines_form_by_list_and_one_comes_back_empty() {
     let mut bench = Bench::new(1);
     let peers = (1..=3).map(|address| {
-        let Identity { name, peer_url, client_url, .. } = bench.identity(0, address);
-        Peer { name, peer_url, client_url }
+        let Identity {
+            name,
+            peer_url,
+            client_url,
+            ..
+        } = bench.identity(0, address);
+        Peer {
+            name,
+            peer_url,
+            client_url,
+        }
     });
     let means = Means::List(peers.collect());
     let mut nodes: Vec<Node> = (1..=3).map(|address| bench.node(address, &means)).collect();
     let cluster = bench.settle(&mut nodes)[0].cluster;
     let lost = nodes.pop().unwrap();
-    bench.gone.0.lock().unwrap().insert(lost.identity.instance.clone());
+    bench
+        .gone
+        .0
+        .lock()
+        .unwrap()
+        .insert(lost.identity.instance.clone());
     drop(lost);
     let fresh = bench.node(3, &means);
     nodes.push(fresh);

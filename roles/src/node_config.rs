@@ -15,7 +15,7 @@ mod check;
 mod network;
 mod read;
 
-pub use network::{Cidr, Endpoint};
+pub use network::{Cidr, Endpoint, is_dns_label, is_dns_name};
 pub use read::{MAX_NODE_CONFIG, NodeConfigError};
 
 /// `apiVersion` of the document.

@@ -60,19 +60,27 @@ impl Gateway {
         let request = Request::post(url, &body).header("content-type", "application/json");
         let answer = self.client.send(&request).map_err(|error| {
             let cause = match &error.fault {
-                Fault::Tls(TlsFault::UnknownIssuer | TlsFault::WrongName | TlsFault::Refused(_)) => Cause::EtcdForeign,
+                Fault::Tls(TlsFault::UnknownIssuer | TlsFault::WrongName | TlsFault::Refused(_)) => {
+                    Cause::EtcdForeign
+                }
                 Fault::Tls(TlsFault::Expired | TlsFault::NotYetValid) => Cause::ClockWrong,
                 Fault::Dns => Cause::DnsFailed,
                 _ => Cause::EtcdUnavailable,
             };
             let sent = !matches!(error.fault, Fault::Connect(_) | Fault::Dns | Fault::Tls(_));
             let failure = Failure::new(cause, error);
-            if sent { Refusal::Other(failure) } else { Refusal::NotSent(failure) }
+            if sent {
+                Refusal::Other(failure)
+            } else {
+                Refusal::NotSent(failure)
+            }
         })?;
         if answer.status != 200 {
             return Err(Refusal::Other(refused(endpoint, answer.status, &answer.body)));
         }
-        answer.json().map_err(|error| Refusal::Other(Failure::new(Cause::EtcdUnavailable, error)))
+        answer
+            .json()
+            .map_err(|error| Refusal::Other(Failure::new(Cause::EtcdUnavailable, error)))
     }
 
     fn call_one(&self, endpoint: &str, path: &str, body: &Value) -> Result<Value, Failure> {
@@ -108,9 +116,16 @@ impl Gateway {
 
     /// The members as the member at `endpoint` knows them, or (`quorum`) as a quorum does.
     pub fn members(&self, endpoint: &str, quorum: bool) -> Result<(Id, Vec<Member>), Failure> {
-        let answer = self.call_one(endpoint, "/v3/cluster/member/list", &json!({"linearizable": quorum}))?;
+        let answer = self.call_one(
+            endpoint,
+            "/v3/cluster/member/list",
+            &json!({"linearizable": quorum}),
+        )?;
         let cluster = id(answer.get("header").unwrap_or(&Value::Null), "cluster_id")?;
-        let members = answer.get("members").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let members = answer
+            .get("members")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         if members.len() > MAX_MEMBERS {
             return Err(nonsense("too many members"));
         }
@@ -139,7 +154,10 @@ impl Gateway {
             "limit": MAX_MEMBERS.to_string(),
         });
         let answer = self.call_one(endpoint, "/v3/kv/range", &range)?;
-        let pairs = answer.get("kvs").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let pairs = answer
+            .get("kvs")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         let text = |pair: &Value, field: &str| {
             let bytes = pair.get(field).and_then(Value::as_str).and_then(unbase64)?;
             String::from_utf8(bytes).ok()
@@ -151,7 +169,11 @@ impl Gateway {
                 Some((url, text(pair, "value")?))
             })
             .collect();
-        Ok(View { cluster, members, owners })
+        Ok(View {
+            cluster,
+            members,
+            owners,
+        })
     }
 
     /// Notes that `instance` has the member at `peer_url`.
@@ -165,13 +187,20 @@ impl Gateway {
     pub fn lock(&self, endpoints: &[String], instance: &str) -> Result<bool, Failure> {
         let grant = json!({"TTL": LOCK_SECONDS.to_string()});
         let lease = self.call_any(endpoints, "/v3/lease/grant", &grant)?;
-        let lease = lease.get("ID").and_then(number).ok_or_else(|| nonsense("a lease without an id"))?;
+        let lease = lease
+            .get("ID")
+            .and_then(number)
+            .ok_or_else(|| nonsense("a lease without an id"))?;
         let (key, value) = (base64(LOCK.as_bytes()), base64(instance.as_bytes()));
         let put = json!([{"requestPut": {"key": key, "value": value, "lease": lease.to_string()}}]);
         let free = json!([{"target": "CREATE", "key": key, "createRevision": "0"}]);
         let ours = json!([{"target": "VALUE", "key": key, "value": value}]);
         for compare in [free, ours] {
-            let answer = self.call_any(endpoints, "/v3/kv/txn", &json!({"compare": compare, "success": put}))?;
+            let answer = self.call_any(
+                endpoints,
+                "/v3/kv/txn",
+                &json!({"compare": compare, "success": put}),
+            )?;
             if answer.get("succeeded").and_then(Value::as_bool) == Some(true) {
                 return Ok(true);
             }
@@ -201,26 +230,40 @@ impl Gateway {
     /// Gives a learner its vote.
     pub fn promote(&self, endpoints: &[String], member: Id) -> Result<(), Failure> {
         let body = json!({"ID": member.0.to_string()});
-        self.call_any(endpoints, "/v3/cluster/member/promote", &body).map(drop)
+        self.call_any(endpoints, "/v3/cluster/member/promote", &body)
+            .map(drop)
     }
 
     /// Removes a member.
     pub fn remove(&self, endpoints: &[String], member: Id) -> Result<(), Failure> {
         let body = json!({"ID": member.0.to_string()});
-        self.call_any(endpoints, "/v3/cluster/member/remove", &body).map(drop)
+        self.call_any(endpoints, "/v3/cluster/member/remove", &body)
+            .map(drop)
     }
 }
 
 /// What etcd refuses, by its own words (etcd's api/v3rpc/rpctypes/error.go).
 fn refused(endpoint: &str, status: u16, body: &[u8]) -> Failure {
     let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let said = ["message", "error"].iter().find_map(|field| body.get(field)?.as_str());
-    let said: String = said.unwrap_or("no reason").chars().filter(|letter| !letter.is_control()).take(200).collect();
+    let said = ["message", "error"]
+        .iter()
+        .find_map(|field| body.get(field)?.as_str());
+    let said: String = said
+        .unwrap_or("no reason")
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .take(200)
+        .collect();
     let cause = if said.contains("database space exceeded") || said.contains("no space left") {
         Cause::EtcdDiskFull
-    } else if ["too many learner", "unhealthy cluster", "in sync with leader", "not enough started"]
-        .iter()
-        .any(|words| said.contains(words))
+    } else if [
+        "too many learner",
+        "unhealthy cluster",
+        "in sync with leader",
+        "not enough started",
+    ]
+    .iter()
+    .any(|words| said.contains(words))
     {
         Cause::EtcdForming
     } else {
@@ -230,17 +273,27 @@ fn refused(endpoint: &str, status: u16, body: &[u8]) -> Failure {
 }
 
 fn nonsense(what: &str) -> Failure {
-    Failure::because(Cause::EtcdUnavailable, format!("etcd answers with something else: {what}"))
+    Failure::because(
+        Cause::EtcdUnavailable,
+        format!("etcd answers with something else: {what}"),
+    )
 }
 
 fn member(value: &Value) -> Result<Member, Failure> {
     let texts = |field: &str| {
-        let list = value.get(field).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let list = value
+            .get(field)
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
         list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
     Ok(Member {
         id: id(value, "ID")?,
-        name: value.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        name: value
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
         peer_urls: texts("peerURLs"),
         client_urls: texts("clientURLs"),
         learner: value.get("isLearner").and_then(Value::as_bool).unwrap_or(false),
@@ -274,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_member_that_never_started_has_no_client_urls() {
-        let value = json!({"ID": "9372538179322589801", "peerURLs": ["https://10.0.0.1:2380"], "isLearner": true});
+        let value =
+            json!({"ID": "9372538179322589801", "peerURLs": ["https://10.0.0.1:2380"], "isLearner": true});
         let read = member(&value).unwrap();
         assert_eq!(read.id.to_string(), "8211f1d0f64f3269");
         assert!(read.learner && !read.has_started() && read.name.is_empty());
@@ -282,7 +336,13 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_none_is_refused() {
-        for value in [json!({}), json!({"ID": "x"}), json!({"ID": 0}), json!({"ID": "-1"}), json!([])] {
+        for value in [
+            json!({}),
+            json!({"ID": "x"}),
+            json!({"ID": 0}),
+            json!({"ID": "-1"}),
+            json!([]),
+        ] {
             assert!(member(&value).is_err());
         }
     }
@@ -293,8 +353,14 @@ mod tests {
             let body = json!({"code": 8, "message": message}).to_string();
             refused("https://10.0.0.1:2379", 429, body.as_bytes()).cause
         };
-        assert_eq!(cause("etcdserver: mvcc: database space exceeded"), Cause::EtcdDiskFull);
-        assert_eq!(cause("etcdserver: too many learner members in cluster"), Cause::EtcdForming);
+        assert_eq!(
+            cause("etcdserver: mvcc: database space exceeded"),
+            Cause::EtcdDiskFull
+        );
+        assert_eq!(
+            cause("etcdserver: too many learner members in cluster"),
+            Cause::EtcdForming
+        );
         assert_eq!(cause("etcdserver: unhealthy cluster"), Cause::EtcdForming);
         assert_eq!(cause("etcdserver: request timed out"), Cause::EtcdUnavailable);
         assert_eq!(refused("x", 500, &[0xff]).cause, Cause::EtcdUnavailable);

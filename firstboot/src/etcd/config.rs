@@ -40,7 +40,12 @@ pub struct Settings {
 /// The file for a start as `launch` says.
 pub fn render(settings: &Settings, launch: &Launch) -> String {
     let mut file = common(settings);
-    let Identity { name, peer_url, client_url, .. } = &settings.identity;
+    let Identity {
+        name,
+        peer_url,
+        client_url,
+        ..
+    } = &settings.identity;
     let (clients, peers) = match launch {
         Launch::Seed { .. } => (settings.loopback_client_url.clone(), &settings.loopback_peer_url),
         _ if settings.loopback_client_url == *client_url => (client_url.clone(), peer_url),
@@ -52,7 +57,10 @@ pub fn render(settings: &Settings, launch: &Launch) -> String {
     let (members, token, state) = match launch {
         Launch::Seed { token } => (own, token, "new"),
         Launch::Listed(list) => {
-            let members: Vec<String> = list.iter().map(|peer| format!("{}={}", peer.name, peer.peer_url)).collect();
+            let members: Vec<String> = list
+                .iter()
+                .map(|peer| format!("{}={}", peer.name, peer.peer_url))
+                .collect();
             (members.join(","), &settings.cluster, "new")
         }
         Launch::Join(list) => {
@@ -78,7 +86,12 @@ fn common(settings: &Settings) -> Map<String, Value> {
             "trusted-ca-file": path("ca.crt"),
         })
     };
-    let Identity { name, peer_url, client_url, .. } = &settings.identity;
+    let Identity {
+        name,
+        peer_url,
+        client_url,
+        ..
+    } = &settings.identity;
     let file = json!({
         "name": name,
         "data-dir": settings.data.to_string_lossy(),
@@ -134,12 +147,17 @@ mod tests {
 
     #[test]
     fn a_seed_listens_on_loopback_only_and_says_where_it_will_be() {
-        let file = read(&Launch::Seed { token: "t".to_owned() });
+        let file = read(&Launch::Seed {
+            token: "t".to_owned(),
+        });
         assert_eq!(file["listen-client-urls"], "https://127.0.0.1:2379");
         assert_eq!(file["listen-peer-urls"], "https://127.0.0.1:2380");
         assert_eq!(file["initial-advertise-peer-urls"], "https://10.0.0.1:2380");
         assert_eq!(file["initial-cluster"], "etcd-1=https://10.0.0.1:2380");
-        assert_eq!((&file["initial-cluster-token"], &file["initial-cluster-state"]), (&json!("t"), &json!("new")));
+        assert_eq!(
+            (&file["initial-cluster-token"], &file["initial-cluster-state"]),
+            (&json!("t"), &json!("new"))
+        );
     }
 
     #[test]
@@ -150,10 +168,16 @@ mod tests {
             client_url: "https://10.0.0.1:2379".to_owned(),
         };
         assert_eq!(read(&Launch::Listed(vec![peer]))["initial-cluster-state"], "new");
-        for launch in [Launch::Resume, Launch::Join(vec![("a".to_owned(), "https://10.0.0.1:2380".to_owned())])] {
+        for launch in [
+            Launch::Resume,
+            Launch::Join(vec![("a".to_owned(), "https://10.0.0.1:2380".to_owned())]),
+        ] {
             let file = read(&launch);
             assert_eq!(file["initial-cluster-state"], "existing");
-            assert_eq!(file["listen-client-urls"], "https://127.0.0.1:2379,https://10.0.0.1:2379");
+            assert_eq!(
+                file["listen-client-urls"],
+                "https://127.0.0.1:2379,https://10.0.0.1:2379"
+            );
         }
     }
 }

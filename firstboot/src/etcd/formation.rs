@@ -238,7 +238,9 @@ impl Formation {
         match disk.mark {
             Some(Mark::Seeding { generation, token }) => self.seed(world, disk.data, generation, &token),
             Some(Mark::Listed) => self.listed(world, disk.data),
-            Some(Mark::Joining { cluster, member }) => self.joining(world, disk.data, Local { cluster, member }),
+            Some(Mark::Joining { cluster, member }) => {
+                self.joining(world, disk.data, Local { cluster, member })
+            }
             Some(Mark::Member { cluster, member }) if disk.data => {
                 self.member(world, Some(Local { cluster, member }))
             }
@@ -348,7 +350,10 @@ impl Formation {
             return match record.phase {
                 Phase::Forming => self.publish(world, &record, &version),
                 Phase::Formed => {
-                    let Some(local) = world.run(&Launch::Seed { token: token.to_owned() })? else {
+                    let Some(local) = world.run(&Launch::Seed {
+                        token: token.to_owned(),
+                    })?
+                    else {
                         return waiting(Cause::EtcdForming, "the local etcd doesn't answer yet");
                     };
                     let Local { cluster, member } = local;
@@ -378,14 +383,18 @@ impl Formation {
     }
 
     fn publish(&mut self, world: &mut dyn World, record: &Record, version: &Version) -> Outcome<Step> {
-        let launch = Launch::Seed { token: record.token.clone() };
+        let launch = Launch::Seed {
+            token: record.token.clone(),
+        };
         let Some(local) = world.run(&launch)? else {
             return waiting(Cause::EtcdForming, "the local etcd doesn't answer yet");
         };
         // A store that ignores conditions could publish two clusters: it must refuse the record that it already has, and
         // one that replaces what never was.
         let never = Version("\"kimage-never\"".to_owned());
-        if world.create_record(record)? == Written::Done || world.replace_record(&never, record)? == Written::Done {
+        if world.create_record(record)? == Written::Done
+            || world.replace_record(&never, record)? == Written::Done
+        {
             return Err(Failure::because(
                 Cause::EtcdForming,
                 "the record's store writes without comparing: no cluster can be formed with it",
@@ -439,7 +448,10 @@ impl Formation {
 
     fn survey(&self, world: &mut dyn World, peers: &[Peer]) -> Outcome<Survey> {
         let mut survey = Survey { up: 1, found: None };
-        for peer in peers.iter().filter(|peer| peer.peer_url != self.identity.peer_url) {
+        for peer in peers
+            .iter()
+            .filter(|peer| peer.peer_url != self.identity.peer_url)
+        {
             match world.glance(&peer.client_url) {
                 Glance::Silent => {}
                 Glance::Refused => survey.up += 1,
@@ -544,7 +556,11 @@ impl Formation {
         let mut names = BTreeMap::new();
         for member in &view.members {
             let own = member.peer_urls.contains(&self.identity.peer_url);
-            let name = if own { self.identity.name.clone() } else { member.id.to_string() };
+            let name = if own {
+                self.identity.name.clone()
+            } else {
+                member.id.to_string()
+            };
             for url in &member.peer_urls {
                 names.insert(url.clone(), name.clone());
             }
@@ -554,12 +570,19 @@ impl Formation {
 
     /// Has data: runs from it, whatever the record says, unless the record names another cluster.
     fn member(&mut self, world: &mut dyn World, own: Option<Local>) -> Outcome<Step> {
-        let record = if self.means == Means::Record { world.record().ok().flatten() } else { None };
+        let record = if self.means == Means::Record {
+            world.record().ok().flatten()
+        } else {
+            None
+        };
         if let (Some(own), Some((record, _))) = (own, &record)
             && let Some(cluster) = record.cluster
             && cluster != own.cluster
         {
-            let text = format!("the disk belongs to etcd cluster {}, the record names {cluster}", own.cluster);
+            let text = format!(
+                "the disk belongs to etcd cluster {}, the record names {cluster}",
+                own.cluster
+            );
             return Err(Failure::because(Cause::StateForeign, text));
         }
         membership::keep(self, world, own, record)

@@ -2,7 +2,9 @@
 
 use kimage_roles::cause::Cause;
 
-use super::formation::{Formation, Launch, Local, Mark, Means, Outcome, Settled, Step, World, foreign, waiting};
+use super::formation::{
+    Formation, Launch, Local, Mark, Means, Outcome, Settled, Step, World, foreign, waiting,
+};
 use super::{Id, Member, View};
 use crate::failure::Failure;
 use crate::inventory::Standing;
@@ -27,7 +29,10 @@ pub(super) fn join(
     };
     match view.owner(there) {
         Some(owner) if owner == identity.instance && !there.has_started() && there.learner => {
-            world.mark(Some(&Mark::Joining { cluster: view.cluster, member: there.id }))?;
+            world.mark(Some(&Mark::Joining {
+                cluster: view.cluster,
+                member: there.id,
+            }))?;
             Ok(Step::Working)
         }
         // Its own earlier member, whose data is lost: it must not vote again with an empty log.
@@ -42,15 +47,24 @@ pub(super) fn join(
         }
         Some(owner) if world.standing(owner)? == Standing::Gone => waiting(
             Cause::EtcdForming,
-            format!("member {} of instance {owner}, which is gone, is being removed", there.id),
+            format!(
+                "member {} of instance {owner}, which is gone, is being removed",
+                there.id
+            ),
         ),
         owner => {
-            let whose = owner.map_or("an unknown instance".to_owned(), |owner| format!("instance {owner}"));
+            let whose = owner.map_or("an unknown instance".to_owned(), |owner| {
+                format!("instance {owner}")
+            });
             let text = format!(
                 "{} is member {} of {whose}, and no inventory says that it is gone",
                 identity.peer_url, there.id
             );
-            let cause = if world.is_alive(there) { Cause::EtcdForeign } else { Cause::EtcdForming };
+            let cause = if world.is_alive(there) {
+                Cause::EtcdForeign
+            } else {
+                Cause::EtcdForming
+            };
             waiting(cause, text)
         }
     }
@@ -59,7 +73,10 @@ pub(super) fn join(
 fn add(formation: &Formation, world: &mut dyn World, endpoints: &[String]) -> Outcome<Step> {
     let identity = &formation.identity;
     if !world.lock(endpoints, &identity.instance)? {
-        return waiting(Cause::EtcdForming, "another machine is changing etcd's membership");
+        return waiting(
+            Cause::EtcdForming,
+            "another machine is changing etcd's membership",
+        );
     }
     // The claim comes first, so that a learner that never starts is known to be of this instance.
     let added = world
@@ -144,7 +161,10 @@ fn tend(
         && record.cluster == Some(local.cluster)
         && record.endpoints != voters
     {
-        let fresh = Record { endpoints: voters.clone(), ..record };
+        let fresh = Record {
+            endpoints: voters.clone(),
+            ..record
+        };
         // Joining machines ask there. That the store doesn't answer is no fault of a member.
         if let Err(failure) = world.replace_record(&version, &fresh) {
             notes.push(format!("the record's endpoints are not up to date: {failure}"));
@@ -183,7 +203,8 @@ fn tend(
 }
 
 fn judge(world: &mut dyn World, view: &View, member: &Member) -> Outcome<Standing> {
-    view.owner(member).map_or(Ok(Standing::Unknown), |owner| world.standing(owner))
+    view.owner(member)
+        .map_or(Ok(Standing::Unknown), |owner| world.standing(owner))
 }
 
 /// Removes one member of a gone instance, or this machine's own earlier one, if that leaves a living quorum. Everything
@@ -219,7 +240,10 @@ fn remove_locked(instance: &str, world: &mut dyn World, endpoints: &[String], id
 
 /// Client URLs of the members that vote, sorted.
 fn client_urls(view: &View) -> Vec<String> {
-    let mut urls: Vec<String> = view.voters().flat_map(|member| member.client_urls.clone()).collect();
+    let mut urls: Vec<String> = view
+        .voters()
+        .flat_map(|member| member.client_urls.clone())
+        .collect();
     urls.sort();
     urls.dedup();
     urls

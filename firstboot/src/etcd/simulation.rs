@@ -37,7 +37,12 @@ struct Schedule {
 impl Schedule {
     fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let net = Net::new(seed, sabotage);
-        let mut schedule = Self { net, formations: Vec::new(), reckless: false, stuck: false };
+        let mut schedule = Self {
+            net,
+            formations: Vec::new(),
+            reckless: false,
+            stuck: false,
+        };
         schedule.reckless = schedule.net.random.chance(15);
         for machine in 0..schedule.net.machines.len() {
             let formation = schedule.formation(machine);
@@ -48,7 +53,10 @@ impl Schedule {
 
     fn formation(&self, machine: usize) -> Formation {
         let means = self.net.list.clone().map_or(Means::Record, Means::List);
-        let patience = Patience { takeover: Duration::from_secs(60), silence: Duration::from_secs(60) };
+        let patience = Patience {
+            takeover: Duration::from_secs(60),
+            silence: Duration::from_secs(60),
+        };
         Formation::new(self.net.machines[machine].identity.clone(), means, patience)
     }
 
@@ -90,7 +98,10 @@ impl Schedule {
     }
 
     fn step(&mut self, machine: usize) -> Option<Step> {
-        let mut seat = Seat { net: &mut self.net, me: machine };
+        let mut seat = Seat {
+            net: &mut self.net,
+            me: machine,
+        };
         let step = self.formations[machine].step(&mut seat);
         if std::mem::take(&mut self.net.machines[machine].crashed) {
             self.net.met.crashes += 1;
@@ -157,14 +168,19 @@ impl Schedule {
         if self.reckless || self.stuck {
             return Ok(());
         }
-        Err(format!("not whole after the faults: {last:#?}\n{}", self.net.describe()))
+        Err(format!(
+            "not whole after the faults: {last:#?}\n{}",
+            self.net.describe()
+        ))
     }
 }
 
 fn run(seeds: std::ops::Range<u64>, sabotage: Option<Sabotage>) -> Result<Met, String> {
     let mut sum = Met::default();
     for seed in seeds {
-        let met = Schedule::new(seed, sabotage).run().map_err(|why| format!("seed {seed}: {why}"))?;
+        let met = Schedule::new(seed, sabotage)
+            .run()
+            .map_err(|why| format!("seed {seed}: {why}"))?;
         sum.takeovers += met.takeovers;
         sum.removals += met.removals;
         sum.replaced += met.replaced;
@@ -188,7 +204,10 @@ fn whatever_fails_there_is_one_cluster_and_it_becomes_whole() {
     println!("{schedules} schedules: {met:?}");
     // The schedules are of use only if they meet what they are for.
     let often = usize::try_from(schedules).unwrap() / 40;
-    assert!(met.takeovers > often && met.removals > often && met.replaced > often, "{met:?}");
+    assert!(
+        met.takeovers > often && met.removals > often && met.replaced > often,
+        "{met:?}"
+    );
     assert!(met.old_reads > often && met.crashes > often, "{met:?}");
     assert!(met.whole > usize::try_from(schedules).unwrap() / 2, "{met:?}");
 }

@@ -46,7 +46,10 @@ impl Service for Systemd {
     }
 
     fn restart(&self) -> anyhow::Result<()> {
-        drop(crate::host::output("systemctl", &["reset-failed", UNIT].map(str::to_owned)));
+        drop(crate::host::output(
+            "systemctl",
+            &["reset-failed", UNIT].map(str::to_owned),
+        ));
         let arguments = ["--no-block", "restart", UNIT].map(str::to_owned);
         crate::host::output("systemctl", &arguments).map(drop)
     }
@@ -81,7 +84,14 @@ fn local(error: anyhow::Error) -> Failure {
         let error = cause.downcast_ref::<std::io::Error>();
         error.is_some_and(|error| error.kind() == ErrorKind::StorageFull)
     });
-    Failure::new(if full { Cause::EtcdDiskFull } else { Cause::UnitFailed }, error)
+    Failure::new(
+        if full {
+            Cause::EtcdDiskFull
+        } else {
+            Cause::UnitFailed
+        },
+        error,
+    )
 }
 
 impl Site {
@@ -95,14 +105,21 @@ impl Site {
     }
 
     fn ask(&self, endpoints: &[String]) -> Vec<String> {
-        if endpoints.is_empty() { vec![self.settings.loopback_client_url.clone()] } else { endpoints.to_vec() }
+        if endpoints.is_empty() {
+            vec![self.settings.loopback_client_url.clone()]
+        } else {
+            endpoints.to_vec()
+        }
     }
 
     fn answer(&self) -> Option<Local> {
         let status = self.gateway.status(&self.settings.loopback_client_url).ok()?;
         // Without a leader it is no member of anything yet.
         let known = status.has_leader;
-        known.then_some(Local { cluster: status.cluster, member: status.member })
+        known.then_some(Local {
+            cluster: status.cluster,
+            member: status.member,
+        })
     }
 
     /// Whether etcd runs, and as it should: a changed list of members is of no interest once it answers.
@@ -115,7 +132,10 @@ impl Site {
         };
         let listens = |text: &str| {
             let file: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
-            (file.get("listen-client-urls").cloned(), file.get("listen-peer-urls").cloned())
+            (
+                file.get("listen-client-urls").cloned(),
+                file.get("listen-peer-urls").cloned(),
+            )
         };
         if self.service.is_running()? {
             let answer = self.answer();
@@ -206,7 +226,9 @@ impl World for Site {
     fn erase(&mut self) -> Outcome<()> {
         self.service.stop().map_err(local)?;
         let (folder, gone) = (self.member_folder(), self.settings.data.join("member.erased"));
-        erase(&folder, &gone).with_context(|| format!("erase {}", folder.display())).map_err(local)
+        erase(&folder, &gone)
+            .with_context(|| format!("erase {}", folder.display()))
+            .map_err(local)
     }
 
     fn run(&mut self, launch: &Launch) -> Outcome<Option<Local>> {
@@ -225,7 +247,9 @@ impl World for Site {
         }
         match self.gateway.members(client_url, false) {
             Ok((cluster, members)) => Glance::Answer(cluster, members),
-            Err(failure) if failure.cause == Cause::EtcdForeign => Glance::Foreign(format!("{:#}", failure.error)),
+            Err(failure) if failure.cause == Cause::EtcdForeign => {
+                Glance::Foreign(format!("{:#}", failure.error))
+            }
             Err(_) => Glance::Silent,
         }
     }
@@ -270,10 +294,18 @@ impl World for Site {
 
 /// Whether a machine accepts connections at a URL with an address.
 fn reach(url: &str) -> Result<(), ErrorKind> {
-    let authority = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
-    let addresses: Vec<SocketAddr> = authority.to_socket_addrs().map_err(|error| error.kind())?.collect();
+    let authority = url
+        .split_once("://")
+        .map_or(url, |(_, rest)| rest)
+        .trim_end_matches('/');
+    let addresses: Vec<SocketAddr> = authority
+        .to_socket_addrs()
+        .map_err(|error| error.kind())?
+        .collect();
     let address = addresses.first().ok_or(ErrorKind::AddrNotAvailable)?;
-    TcpStream::connect_timeout(address, REACH).map(drop).map_err(|error| error.kind())
+    TcpStream::connect_timeout(address, REACH)
+        .map(drop)
+        .map_err(|error| error.kind())
 }
 
 /// Writes beside, syncs, renames, syncs the folder.
@@ -297,7 +329,9 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
 fn forget(path: &Path) -> anyhow::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     match fs::remove_file(path) {
-        Ok(()) => File::open(folder)?.sync_all().with_context(|| format!("sync {}", folder.display())),
+        Ok(()) => File::open(folder)?
+            .sync_all()
+            .with_context(|| format!("sync {}", folder.display())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
     }
@@ -305,11 +339,19 @@ fn forget(path: &Path) -> anyhow::Result<()> {
 
 /// Half-removed data must not look like data: it gets another name first.
 fn erase(folder: &Path, gone: &Path) -> std::io::Result<()> {
-    let absent = |error: std::io::Error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    let absent = |error: std::io::Error| {
+        if error.kind() == ErrorKind::NotFound {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    };
     fs::remove_dir_all(gone).or_else(absent)?;
     fs::rename(folder, gone).or_else(absent)?;
     if let Some(parent) = folder.parent() {
-        File::open(parent).and_then(|parent| parent.sync_all()).or_else(absent)?;
+        File::open(parent)
+            .and_then(|parent| parent.sync_all())
+            .or_else(absent)?;
     }
     fs::remove_dir_all(gone).or_else(absent)
 }

@@ -31,7 +31,11 @@ impl EtcdKey {
         });
         let answer = self.call("/v3/kv/txn", &body)?;
         let done = answer.get("succeeded").and_then(serde_json::Value::as_bool);
-        Ok(if done == Some(true) { Written::Done } else { Written::Conflict })
+        Ok(if done == Some(true) {
+            Written::Done
+        } else {
+            Written::Conflict
+        })
     }
 }
 
@@ -41,7 +45,10 @@ impl RecordStore for EtcdKey {
         let Some(pair) = answer.get("kvs").and_then(|pairs| pairs.get(0)) else {
             return Ok(None);
         };
-        let value = pair.get("value").and_then(serde_json::Value::as_str).and_then(unbase64);
+        let value = pair
+            .get("value")
+            .and_then(serde_json::Value::as_str)
+            .and_then(unbase64);
         let revision = pair.get("mod_revision").and_then(number);
         let (Some(value), Some(revision)) = (value, revision) else {
             return Err(broken("the record's etcd answers a range with something else"));

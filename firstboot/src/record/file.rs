@@ -38,7 +38,13 @@ impl RecordFile {
 
     /// The newest version's number; 0 when there is none.
     fn newest(&self) -> std::io::Result<u64> {
-        let prefix = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned() + ".";
+        let prefix = self
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+            + ".";
         let mut newest = 0;
         for entry in fs::read_dir(self.folder())? {
             let name = entry?.file_name();
@@ -64,17 +70,20 @@ impl RecordFile {
     fn link(&self, name: &Path, bytes: &[u8]) -> std::io::Result<Written> {
         let beside = self.folder().join(format!(".kimage-record-{}", random_name()?));
         let mut file = File::options().write(true).create_new(true).open(&beside)?;
-        let result = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| {
-            match fs::hard_link(&beside, name) {
-                Ok(()) => Ok(Written::Done),
-                // A repeated request whose first answer was lost says that the name exists: the count of links knows.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let ours = fs::metadata(&beside)?.nlink() > 1;
-                    Ok(if ours { Written::Done } else { Written::Conflict })
+        let result = file
+            .write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| {
+                match fs::hard_link(&beside, name) {
+                    Ok(()) => Ok(Written::Done),
+                    // A repeated request whose first answer was lost says that the name exists: the count of links knows.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        let ours = fs::metadata(&beside)?.nlink() > 1;
+                        Ok(if ours { Written::Done } else { Written::Conflict })
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
-            }
-        });
+            });
         let tidy = fs::remove_file(&beside);
         let written = result?;
         tidy?;
@@ -94,8 +103,13 @@ impl RecordStore for RecordFile {
         let mut bytes = Vec::new();
         let limit = u64::try_from(MAX_RECORD).unwrap_or(u64::MAX).saturating_add(1);
         let file = File::open(&path).map_err(|error| fail(&path, error))?;
-        file.take(limit).read_to_end(&mut bytes).map_err(|error| fail(&path, error))?;
-        Ok(Some((parse(&bytes, &path.to_string_lossy())?, Version(newest.to_string()))))
+        file.take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| fail(&path, error))?;
+        Ok(Some((
+            parse(&bytes, &path.to_string_lossy())?,
+            Version(newest.to_string()),
+        )))
     }
 
     fn create(&self, record: &Record) -> Result<Written, Failure> {
@@ -104,7 +118,12 @@ impl RecordStore for RecordFile {
 
     fn replace(&self, version: &Version, record: &Record) -> Result<Written, Failure> {
         // What isn't one of our versions is not the present one.
-        match version.0.parse::<u64>().ok().and_then(|number| number.checked_add(1)) {
+        match version
+            .0
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_add(1))
+        {
             Some(next) if self.version(next.saturating_sub(1)).exists() => self.write(next, record),
             _ => Ok(Written::Conflict),
         }
@@ -143,7 +162,9 @@ mod tests {
                         let store = &store;
                         scope.spawn(move || match number {
                             0 => store.create(&record(writer)).unwrap(),
-                            _ => store.replace(&Version(number.to_string()), &record(writer)).unwrap(),
+                            _ => store
+                                .replace(&Version(number.to_string()), &record(writer))
+                                .unwrap(),
                         })
                     })
                     .collect();

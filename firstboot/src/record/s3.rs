@@ -66,10 +66,18 @@ impl S3 {
         if let Some(token) = &key.token {
             headers.insert("x-amz-security-token", token.reveal().to_owned());
         }
-        let scope = Scope { time: &time, region: &self.region, service: "s3" };
+        let scope = Scope {
+            time: &time,
+            region: &self.region,
+            service: "s3",
+        };
         let authorization = scope.authorization(&key, method, &path, "", &headers, &hash);
         let url = format!("{endpoint}{path}");
-        let mut request = if method == "PUT" { Request::put(url, body) } else { Request::get(url) };
+        let mut request = if method == "PUT" {
+            Request::put(url, body)
+        } else {
+            Request::get(url)
+        };
         headers.remove("host");
         for (name, value) in headers {
             request = request.header(name, value);
@@ -94,7 +102,9 @@ impl S3 {
             )),
             (404, "NoSuchBucket") => Err(broken(format!("S3 bucket {bucket} doesn't exist"))),
             (200..300 | 404 | 409 | 412, _) => Ok(answer),
-            _ => Err(broken(format!("S3 bucket {bucket} answers with status {status} {said}"))),
+            _ => Err(broken(format!(
+                "S3 bucket {bucket} answers with status {status} {said}"
+            ))),
         }
     }
 
@@ -133,7 +143,9 @@ fn instance_key() -> anyhow::Result<AccessKey> {
     let session = String::from_utf8(client.send(&ask)?.success()?.body)?;
     let get = |path: &str| {
         let request = Request::get(format!("{METADATA}/meta-data/iam/security-credentials/{path}"));
-        client.send(&request.header("x-aws-ec2-metadata-token", session.as_str()))?.success()
+        client
+            .send(&request.header("x-aws-ec2-metadata-token", session.as_str()))?
+            .success()
     };
     let roles = String::from_utf8(get("")?.body)?;
     let role = roles.lines().next().unwrap_or_default().trim();
@@ -207,7 +219,9 @@ impl Scope<'_> {
 }
 
 fn sign(key: &[u8], text: &str) -> Vec<u8> {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
+        .as_ref()
+        .to_vec()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -222,7 +236,9 @@ fn hex(bytes: &[u8]) -> String {
 fn encode_path(path: &str) -> String {
     path.bytes().fold(String::new(), |mut text, byte| {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => text.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                text.push(char::from(byte))
+            }
             _ => {
                 let _ = write!(text, "%{byte:02X}");
             }
@@ -234,7 +250,9 @@ fn encode_path(path: &str) -> String {
 /// The code in S3's XML error: letters only, or nothing.
 fn code(body: &[u8]) -> &str {
     let text = std::str::from_utf8(body).unwrap_or_default();
-    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+    let code = text
+        .split_once("<Code>")
+        .and_then(|(_, rest)| rest.split_once("</Code>"));
     code.map(|(code, _)| code)
         .filter(|code| code.len() < 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric()))
         .unwrap_or_default()
@@ -242,7 +260,9 @@ fn code(body: &[u8]) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::contract;
     use super::*;
+    use crate::http::test_server::{Reply, Server};
 
     const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -261,7 +281,11 @@ mod tests {
             ("x-amz-date", "20130524T000000Z".to_owned()),
         ]);
         headers.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
-        let scope = Scope { time: "20130524T000000Z", region: "us-east-1", service: "s3" };
+        let scope = Scope {
+            time: "20130524T000000Z",
+            region: "us-east-1",
+            service: "s3",
+        };
         let header = scope.authorization(&example(), method, path, query, &headers, hash);
         header.rsplit_once('=').unwrap().1.to_owned()
     }
@@ -274,7 +298,10 @@ mod tests {
             "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41"
         );
         let hash = hex(digest::digest(&digest::SHA256, b"Welcome to Amazon S3.").as_ref());
-        let more = [("date", "Fri, 24 May 2013 00:00:00 GMT"), ("x-amz-storage-class", "REDUCED_REDUNDANCY")];
+        let more = [
+            ("date", "Fri, 24 May 2013 00:00:00 GMT"),
+            ("x-amz-storage-class", "REDUCED_REDUNDANCY"),
+        ];
         assert_eq!(
             signature("PUT", &encode_path("/test$file.text"), "", &more, &hash),
             "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd"
@@ -297,13 +324,68 @@ mod tests {
             ("host", "example.amazonaws.com".to_owned()),
             ("x-amz-date", "20150830T123600Z".to_owned()),
         ]);
-        let scope = Scope { time: "20150830T123600Z", region: "us-east-1", service: "service" };
+        let scope = Scope {
+            time: "20150830T123600Z",
+            region: "us-east-1",
+            service: "service",
+        };
         assert_eq!(
             scope.authorization(&key, "GET", "/", "", &headers, EMPTY),
             "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request,\
              SignedHeaders=host;x-amz-date,\
              Signature=5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"
         );
+    }
+
+    fn bucket(endpoint: String) -> S3 {
+        S3 {
+            client: Client::new(&Settings::default()).unwrap(),
+            endpoint,
+            region: "eu-central-1".to_owned(),
+            bucket: "clusters".to_owned(),
+            key: "prod/etcd record".to_owned(),
+            keys: Keys::Fixed(Credentials {
+                access_key_id: "id".to_owned(),
+                secret_access_key: Secret::new("secret"),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_bucket_keeps_the_contract() {
+        let server = super::super::http::tests::store(true);
+        contract(&bucket(format!("http://{}", server.address)));
+    }
+
+    #[test]
+    fn what_a_bucket_refuses_is_named() {
+        let said = |status: u16, code: &'static str| {
+            let body = format!("<Error><Code>{code}</Code></Error>");
+            let server = Server::start(move |_| Reply::Answer(status, Vec::new(), body.clone().into_bytes()));
+            bucket(format!("http://{}/", server.address)).get()
+        };
+        assert_eq!(said(404, "NoSuchKey").unwrap(), None);
+        assert!(
+            said(404, "NoSuchBucket")
+                .unwrap_err()
+                .to_string()
+                .contains("doesn't exist")
+        );
+        assert_eq!(
+            said(403, "RequestTimeTooSkewed").unwrap_err().cause,
+            Cause::ClockWrong
+        );
+        assert!(
+            said(403, "AccessDenied")
+                .unwrap_err()
+                .to_string()
+                .contains("AccessDenied")
+        );
+    }
+
+    #[test]
+    fn a_path_is_encoded_once() {
+        assert_eq!(encode_path("/b/a b$+\u{e9}~"), "/b/a%20b%24%2B%C3%A9~");
     }
 
     #[test]

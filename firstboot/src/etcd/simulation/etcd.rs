@@ -52,7 +52,11 @@ impl Net {
 
     /// Whether two machines' etcds (or a machine and another's etcd) reach each other.
     fn reaches(&self, from: usize, to: usize) -> bool {
-        let open = |machine: usize| self.machines[machine].process.is_some_and(|process| !process.loopback);
+        let open = |machine: usize| {
+            self.machines[machine]
+                .process
+                .is_some_and(|process| !process.loopback)
+        };
         let (a, b) = (&self.machines[from], &self.machines[to]);
         from == to || a.exists && b.exists && a.group == b.group && open(to)
     }
@@ -69,12 +73,17 @@ impl Net {
             return false;
         }
         let voters: Vec<&Member> = cluster.members.iter().filter(|member| !member.learner).collect();
-        let connected = voters.iter().filter(|voter| self.connected(machine, voter.id)).count();
+        let connected = voters
+            .iter()
+            .filter(|voter| self.connected(machine, voter.id))
+            .count();
         connected > voters.len() / 2
     }
 
     fn connected(&self, machine: usize, member: Id) -> bool {
-        let holder = self.holder(member).filter(|holder| self.machines[*holder].process.is_some());
+        let holder = self
+            .holder(member)
+            .filter(|holder| self.machines[*holder].process.is_some());
         holder.is_some_and(|holder| self.reaches(machine, holder) && self.reaches(holder, machine))
     }
 
@@ -84,32 +93,51 @@ impl Net {
     }
 
     fn at(&self, client_url: &str) -> Option<usize> {
-        self.machines.iter().position(|machine| machine.exists && machine.identity.client_url == client_url)
+        self.machines
+            .iter()
+            .position(|machine| machine.exists && machine.identity.client_url == client_url)
     }
 
     /// The first machine of `endpoints` that answers for a quorum.
     pub(super) fn ask(&self, me: usize, endpoints: &[String]) -> Option<usize> {
         let own = self.machines[me].identity.client_url.clone();
-        let endpoints = if endpoints.is_empty() { std::slice::from_ref(&own) } else { endpoints };
+        let endpoints = if endpoints.is_empty() {
+            std::slice::from_ref(&own)
+        } else {
+            endpoints
+        };
         let mut machines = endpoints.iter().filter_map(|url| self.at(url));
         machines.find(|machine| {
             let learner = self.local(*machine).is_some_and(|local| {
                 let cluster = &self.clusters[&local.cluster];
-                cluster.members.iter().any(|member| member.id == local.member && member.learner)
+                cluster
+                    .members
+                    .iter()
+                    .any(|member| member.id == local.member && member.learner)
             });
             self.reaches(me, *machine) && self.has_quorum(*machine) && !learner
         })
     }
 
     pub(super) fn cluster(&mut self, me: usize, endpoints: &[String]) -> Outcome<&mut Cluster> {
-        let local = self.ask(me, endpoints).and_then(|machine| self.local(machine)).ok_or_else(silent)?;
+        let local = self
+            .ask(me, endpoints)
+            .and_then(|machine| self.local(machine))
+            .ok_or_else(silent)?;
         self.clusters.get_mut(&local.cluster).ok_or_else(silent)
     }
 
     pub(super) fn view(&mut self, me: usize, endpoints: &[String]) -> Outcome<View> {
-        let local = self.ask(me, endpoints).and_then(|machine| self.local(machine)).ok_or_else(silent)?;
+        let local = self
+            .ask(me, endpoints)
+            .and_then(|machine| self.local(machine))
+            .ok_or_else(silent)?;
         let Cluster { members, owners, .. } = self.clusters[&local.cluster].clone();
-        Ok(View { cluster: local.cluster, members, owners })
+        Ok(View {
+            cluster: local.cluster,
+            members,
+            owners,
+        })
     }
 
     pub(super) fn glance(&self, me: usize, client_url: &str) -> Glance {
@@ -151,34 +179,51 @@ impl Net {
         }
         let url = self.machines[me].identity.client_url.clone();
         let cluster = self.clusters.get_mut(&data.local.cluster)?;
-        let own = cluster.members.iter_mut().find(|member| member.id == data.local.member)?;
+        let own = cluster
+            .members
+            .iter_mut()
+            .find(|member| member.id == data.local.member)?;
         own.client_urls = vec![url];
         Some(data.local)
     }
 
     fn first_start(&mut self, me: usize, launch: &Launch) -> Option<Data> {
         let identity = self.machines[me].identity.clone();
-        let fresh = |cluster, member| Data { local: Local { cluster, member }, amnesiac: false };
+        let fresh = |cluster, member| Data {
+            local: Local { cluster, member },
+            amnesiac: false,
+        };
         match launch {
             Launch::Resume => None,
             Launch::Seed { token } => {
                 let (cluster, id) = (hash(token), hash(&format!("{token} {}", identity.peer_url)));
                 let members = vec![member(&identity.name, &identity.peer_url, id)];
-                self.clusters.entry(cluster).or_insert(Cluster { members, ..Cluster::default() });
+                self.clusters.entry(cluster).or_insert(Cluster {
+                    members,
+                    ..Cluster::default()
+                });
                 Some(fresh(cluster, id))
             }
             Launch::Listed(peers) => {
-                let members = peers.iter().map(|peer| member(&peer.name, &peer.peer_url, hash(&peer.peer_url)));
+                let members = peers
+                    .iter()
+                    .map(|peer| member(&peer.name, &peer.peer_url, hash(&peer.peer_url)));
                 let id = Cluster::listed_id();
                 let cluster = self.clusters.entry(id).or_insert(Cluster {
                     members: members.collect(),
                     ..Cluster::default()
                 });
                 let own = hash(&identity.peer_url);
-                let started = cluster.members.iter().find(|member| member.id == own).map(Member::has_started);
+                let started = cluster
+                    .members
+                    .iter()
+                    .find(|member| member.id == own)
+                    .map(Member::has_started);
                 let urls: Vec<String> = peers.iter().map(|peer| peer.client_url.clone()).collect();
                 let known = |url: &&String| {
-                    self.at(url).is_some_and(|peer| peer != me && self.reaches(me, peer) && self.local(peer).is_some())
+                    self.at(url).is_some_and(|peer| {
+                        peer != me && self.reaches(me, peer) && self.local(peer).is_some()
+                    })
                 };
                 // "member has already been bootstrapped": etcd's own guard, if it meets anybody who knows.
                 if started != Some(false) && urls.iter().any(|url| known(&url)) {
@@ -188,7 +233,10 @@ impl Net {
                     return None;
                 }
                 let amnesiac = started != Some(false);
-                Some(Data { amnesiac, ..fresh(id, own) })
+                Some(Data {
+                    amnesiac,
+                    ..fresh(id, own)
+                })
             }
             Launch::Join(list) => {
                 let view = {
@@ -201,7 +249,9 @@ impl Net {
                     found.map(|(id, cluster)| (*id, cluster.members.clone()))
                 };
                 let (cluster, members) = view?;
-                let own = members.iter().find(|member| member.peer_urls.contains(&identity.peer_url))?;
+                let own = members
+                    .iter()
+                    .find(|member| member.peer_urls.contains(&identity.peer_url))?;
                 Some(fresh(cluster, own.id))
             }
         }
@@ -209,18 +259,28 @@ impl Net {
 
     pub(super) fn add_learner(&mut self, me: usize, endpoints: &[String], peer_url: &str) -> Outcome<Id> {
         let through = self.ask(me, endpoints).ok_or_else(silent)?;
-        let id = hash(&format!("{peer_url} {:?} {}", self.time, self.random.below(1 << 30)));
+        let id = hash(&format!(
+            "{peer_url} {:?} {}",
+            self.time,
+            self.random.below(1 << 30)
+        ));
         let members = self.cluster(me, endpoints)?.members.clone();
         if members.iter().any(|member| member.learner) {
             return Err(refused("too many learner members in cluster"));
         }
-        if members.iter().any(|member| member.peer_urls.iter().any(|url| url == peer_url)) {
+        if members
+            .iter()
+            .any(|member| member.peer_urls.iter().any(|url| url == peer_url))
+        {
             return Err(refused("peer URL exists"));
         }
         if !members.iter().all(|member| self.connected(through, member.id)) {
             return Err(refused("unhealthy cluster"));
         }
-        let learner = Member { learner: true, ..member("", peer_url, id) };
+        let learner = Member {
+            learner: true,
+            ..member("", peer_url, id)
+        };
         self.cluster(me, endpoints)?.members.push(learner);
         Ok(id)
     }
@@ -229,7 +289,10 @@ impl Net {
         let through = self.ask(me, endpoints).ok_or_else(silent)?;
         let in_sync = self.connected(through, member) && !(self.faults && self.random.chance(30));
         let cluster = self.cluster(me, endpoints)?;
-        let learner = cluster.members.iter_mut().find(|known| known.id == member && known.learner);
+        let learner = cluster
+            .members
+            .iter_mut()
+            .find(|known| known.id == member && known.learner);
         let learner = learner.ok_or_else(|| refused("member is not a learner"))?;
         if !in_sync {
             return Err(refused("learner not in sync with leader"));
@@ -262,7 +325,9 @@ impl Net {
             self.violation = Some(format!("removing {id} leaves {intact} of {} voters", left.len()));
         }
         self.met.removals += 1;
-        self.cluster(me, endpoints)?.members.retain(|member| member.id != id);
+        self.cluster(me, endpoints)?
+            .members
+            .retain(|member| member.id != id);
         Ok(())
     }
 }

@@ -168,7 +168,9 @@ impl Net {
     }
 
     pub(super) fn existing(&self) -> Vec<usize> {
-        (0..self.machines.len()).filter(|machine| self.machines[*machine].exists).collect()
+        (0..self.machines.len())
+            .filter(|machine| self.machines[*machine].exists)
+            .collect()
     }
 
     pub(super) fn partition(&mut self) {
@@ -214,15 +216,23 @@ impl Net {
             return true;
         }
         let url = &self.machines[machine].identity.peer_url;
-        let own = cluster.members.iter().find(|member| member.peer_urls.contains(url));
+        let own = cluster
+            .members
+            .iter()
+            .find(|member| member.peer_urls.contains(url));
         // The member has started and not yet claimed its address: nobody could say whose it was.
         if own.is_some_and(|own| own.has_started() && !cluster.owners.contains_key(url)) {
             return false;
         }
-        let voters: Vec<Id> =
-            cluster.members.iter().filter(|member| !member.learner).map(|member| member.id).collect();
+        let voters: Vec<Id> = cluster
+            .members
+            .iter()
+            .filter(|member| !member.learner)
+            .map(|member| member.id)
+            .collect();
         let intact = |id: &&Id| {
-            self.holder(**id).is_some_and(|holder| holder != machine && self.machines[holder].exists)
+            self.holder(**id)
+                .is_some_and(|holder| holder != machine && self.machines[holder].exists)
         };
         voters.iter().filter(intact).count() > voters.len() / 2
     }
@@ -238,7 +248,8 @@ impl Net {
     /// Looks for two clusters that serve.
     pub(super) fn look(&mut self) {
         for machine in self.existing() {
-            let (Some(process), Some(data)) = (self.machines[machine].process, self.machines[machine].data) else {
+            let (Some(process), Some(data)) = (self.machines[machine].process, self.machines[machine].data)
+            else {
                 continue;
             };
             if !process.loopback && self.has_quorum(machine) {
@@ -246,7 +257,11 @@ impl Net {
             }
         }
         if self.served.len() > 1 && self.violation.is_none() {
-            self.violation = Some(format!("two clusters serve: {:?}\n{}", self.served, self.describe()));
+            self.violation = Some(format!(
+                "two clusters serve: {:?}\n{}",
+                self.served,
+                self.describe()
+            ));
         }
     }
 
@@ -255,10 +270,17 @@ impl Net {
         let Some(cluster) = self.served.first().and_then(|id| self.clusters.get(id)) else {
             return false;
         };
-        let urls: BTreeSet<&String> =
-            self.existing().iter().map(|machine| &self.machines[*machine].identity.peer_url).collect();
-        let members: BTreeSet<&String> =
-            cluster.members.iter().filter(|member| !member.learner).flat_map(|member| &member.peer_urls).collect();
+        let urls: BTreeSet<&String> = self
+            .existing()
+            .iter()
+            .map(|machine| &self.machines[*machine].identity.peer_url)
+            .collect();
+        let members: BTreeSet<&String> = cluster
+            .members
+            .iter()
+            .filter(|member| !member.learner)
+            .flat_map(|member| &member.peer_urls)
+            .collect();
         let record = self.present().is_none_or(|record| {
             record.phase == Phase::Formed
                 && record.cluster == self.served.first().copied()
@@ -270,7 +292,14 @@ impl Net {
     pub(super) fn describe(&self) -> String {
         let mut text = format!("record: {:?}\n", self.present());
         for machine in self.machines.iter().filter(|machine| machine.exists) {
-            let Machine { identity, mark, data, process, group, .. } = machine;
+            let Machine {
+                identity,
+                mark,
+                data,
+                process,
+                group,
+                ..
+            } = machine;
             let Identity { instance, name, .. } = identity;
             text += &format!("{instance} at {name} (group {group}): {mark:?} {data:?} {process:?}\n");
         }
@@ -281,7 +310,10 @@ impl Net {
     }
 
     fn is_gone(&self, instance: &str) -> bool {
-        !self.machines.iter().any(|machine| machine.exists && machine.identity.instance == instance)
+        !self
+            .machines
+            .iter()
+            .any(|machine| machine.exists && machine.identity.instance == instance)
     }
 }
 
@@ -314,7 +346,11 @@ impl Seat<'_> {
             return Fate::Done;
         }
         self.net.machines[self.me].crashed = self.net.random.chance(50);
-        if self.net.random.chance(50) { Fate::Lost } else { Fate::Unanswered }
+        if self.net.random.chance(50) {
+            Fate::Lost
+        } else {
+            Fate::Unanswered
+        }
     }
 
     fn call<T>(&mut self, act: impl FnOnce(&mut Net, usize) -> Outcome<T>) -> Outcome<T> {
@@ -324,7 +360,11 @@ impl Seat<'_> {
         }
         let result = act(self.net, self.me);
         self.net.look();
-        if fate == Fate::Unanswered { Err(lost()) } else { result }
+        if fate == Fate::Unanswered {
+            Err(lost())
+        } else {
+            result
+        }
     }
 
     fn write(&mut self, version: Option<usize>, record: &Record) -> Outcome<Written> {
@@ -401,7 +441,10 @@ impl World for Seat<'_> {
     fn disk(&mut self) -> Outcome<Disk> {
         self.call(|net, me| {
             let machine = &net.machines[me];
-            Ok(Disk { mark: machine.mark.clone(), data: machine.data.is_some() })
+            Ok(Disk {
+                mark: machine.mark.clone(),
+                data: machine.data.is_some(),
+            })
         })
     }
 
@@ -491,7 +534,10 @@ impl World for Seat<'_> {
             if net.sabotage == Some(Sabotage::SilenceIsDeath) {
                 return Ok(Standing::Gone);
             }
-            let machine = net.machines.iter().find(|machine| machine.identity.instance == instance);
+            let machine = net
+                .machines
+                .iter()
+                .find(|machine| machine.identity.instance == instance);
             let gone = machine.is_none_or(|machine| !machine.exists && machine.gone_at <= net.time);
             Ok(match (net.has_inventory, gone) {
                 (false, _) => Standing::Unknown,
