@@ -2,7 +2,10 @@
 //! side writes and the other reads.
 
 pub mod cause;
+pub mod certificate;
+pub mod inventory;
 pub mod node_config;
+mod pem;
 pub mod role;
 pub mod secret;
 pub mod stage0;

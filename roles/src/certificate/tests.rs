@@ -1,0 +1,186 @@
+use super::*;
+use crate::node_config::{Cidr, Cluster};
+use proptest::prelude::{ProptestConfig, proptest};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
+}
+
+fn cluster() -> Cluster {
+    Cluster {
+        name: "prod".to_owned(),
+        endpoint: "lb.example.com:6443".parse().unwrap(),
+        api_names: vec!["api.internal".to_owned(), "192.0.2.7".to_owned()],
+        service_subnet: Cidr::services(),
+        pod_subnet: Cidr::pods(),
+        dns_domain: "cluster.local".to_owned(),
+    }
+}
+
+fn authority(name: &str) -> Authority {
+    Authority::from_pair(&Authority::create(name, now()).unwrap()).unwrap()
+}
+
+#[test]
+fn a_leaf_is_current_until_a_third_of_its_life_is_left() {
+    let ca = authority("kubernetes");
+    let profile = Profile::api_server(&cluster(), "cp-1", "10.0.0.5".parse().unwrap());
+    let pair = issue(&ca, &profile, now(), 30 * DAY).unwrap();
+    assert!(is_current(&pair, &profile, &ca, now()));
+    assert!(is_current(&pair, &profile, &ca, now() + 19 * DAY));
+    assert!(!is_current(&pair, &profile, &ca, now() + 21 * DAY));
+    assert!(!is_current(&pair, &profile, &ca, now() + 31 * DAY));
+    assert!(!is_current(&pair, &profile, &ca, now() - DAY));
+    assert!(!is_current(&pair, &profile, &ca, SystemTime::UNIX_EPOCH - DAY));
+}
+
+#[test]
+fn another_profile_authority_key_or_a_broken_text_is_not_current() {
+    let (ca, other) = (authority("kubernetes"), authority("kubernetes"));
+    let address = "10.0.0.5".parse().unwrap();
+    let profile = Profile::etcd_server("etcd-1", address);
+    let pair = issue(&ca, &profile, now(), LEAF_LIFETIME).unwrap();
+    assert!(
+        !is_current(&pair, &profile, &other, now()),
+        "same name, other key"
+    );
+    for changed in [
+        Profile::etcd_server("etcd-2", address),
+        Profile::etcd_server("etcd-1", "10.0.0.6".parse().unwrap()),
+        Profile::client("etcd-1", None),
+        Profile::client("etcd-1", Some("system:masters")),
+    ] {
+        assert!(!is_current(&pair, &changed, &ca, now()), "{changed:?}");
+    }
+    let foreign = KeyPair {
+        key: new_key().unwrap(),
+        ..pair.clone()
+    };
+    assert!(!is_current(&foreign, &profile, &ca, now()), "key of another");
+    assert!(
+        check_pair(&foreign)
+            .unwrap_err()
+            .to_string()
+            .contains("another certificate")
+    );
+    let broken = KeyPair {
+        certificate: "x".to_owned(),
+        ..pair.clone()
+    };
+    assert!(!is_current(&broken, &profile, &ca, now()));
+    assert!(check_pair(&pair).is_ok());
+}
+
+#[test]
+fn an_authority_is_checked() {
+    let pair = Authority::create("kubernetes", now()).unwrap();
+    let ca = Authority::from_pair(&pair).unwrap();
+    let leaf = issue(&ca, &Profile::admin(), now(), DAY).unwrap();
+    let text = |pair: &KeyPair| Authority::from_pair(pair).unwrap_err().to_string();
+    assert!(text(&leaf).contains("CA:TRUE"));
+    let swapped = KeyPair {
+        key: new_key().unwrap(),
+        ..pair.clone()
+    };
+    assert!(text(&swapped).contains("another certificate"));
+    assert!(
+        text(&KeyPair {
+            key: Secret::new("no"),
+            ..pair.clone()
+        })
+        .contains("PEM")
+    );
+    assert!(!format!("{ca:?} {pair:?}").contains("PRIVATE"));
+    let (from, until) = validity_of(&pair.certificate).unwrap();
+    assert_eq!(until - from, 87_600 * 3600 + 300);
+    assert_eq!(from, 1_795_000_000 - 300);
+}
+
+#[test]
+fn names_of_the_api_server_are_kubeadms() {
+    let profile = Profile::api_server(&cluster(), "cp-1", "10.0.0.5".parse().unwrap());
+    let text = format!("{profile:?}");
+    for expected in [
+        "cp-1",
+        "\"kubernetes.default.svc.cluster.local\"",
+        "lb.example.com",
+        "api.internal",
+        "192.0.2.7",
+        "10.96.0.1",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(
+        !text.contains("127.0.0.1") && !text.contains("localhost"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_time_outside_of_x509_is_an_error() {
+    let ca = authority("kubernetes");
+    let issue = |now, lifetime| issue(&ca, &Profile::admin(), now, lifetime);
+    assert!(issue(SystemTime::UNIX_EPOCH - DAY, DAY).is_err());
+    assert!(issue(now(), Duration::MAX).is_err());
+    assert!(issue(now(), 400_000 * DAY).is_ok());
+    assert!(issue(now(), 4_000_000 * DAY).is_err());
+    assert!(Authority::create("kübernetes", now()).is_err());
+}
+
+#[test]
+fn a_kubeconfig_holds_its_credentials_and_prints_none() {
+    let ca = Authority::create("kubernetes", now()).unwrap();
+    let pair = issue(&Authority::from_pair(&ca).unwrap(), &Profile::admin(), now(), DAY).unwrap();
+    let token = Secret::new("abcdef.0123456789abcdef");
+    for credentials in [
+        Credentials::Certificate(&pair),
+        Credentials::Token(&token),
+        Credentials::Files {
+            certificate: "/c",
+            key: "/k",
+        },
+    ] {
+        let kubeconfig = Kubeconfig {
+            cluster: "kubernetes",
+            server: "https://lb:6443",
+            ca_certificate: &ca.certificate,
+            user: "kubernetes-admin",
+            credentials,
+        };
+        assert!(!format!("{kubeconfig:?}").contains("PRIVATE"));
+        let text = kubeconfig.to_json();
+        let value: serde_json::Value = serde_json::from_str(text.reveal()).unwrap();
+        assert_eq!(value["current-context"], "kubernetes-admin@kubernetes");
+        assert_eq!(value["contexts"][0]["context"]["user"], value["users"][0]["name"]);
+        assert_eq!(
+            value["users"][0]["user"].as_object().unwrap().len(),
+            if matches!(credentials, Credentials::Token(_)) {
+                1
+            } else {
+                2
+            }
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_panic(der: Vec<u8>, at in 0usize..400, with: u8) {
+        let ca = Authority::create("kubernetes", now()).unwrap();
+        let mut damaged = pem::decode("CERTIFICATE", &ca.certificate).unwrap();
+        let length = damaged.len();
+        damaged[at % length] = with;
+        for bytes in [der, damaged] {
+            let certificate = pem::encode("CERTIFICATE", &bytes);
+            let _ = public_key_hash(&certificate);
+            let _ = Authority::from_pair(&KeyPair { certificate: certificate.clone(), ..ca.clone() })
+                .map(|ca| issue(&ca, &Profile::admin(), now(), DAY));
+            let key = Secret::new(pem::encode("EC PRIVATE KEY", &bytes));
+            let _ = check_pair(&KeyPair { key, ..ca.clone() });
+        }
+    }
+}
