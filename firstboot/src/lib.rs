@@ -3,7 +3,7 @@
 pub mod arguments;
 pub mod control_plane;
 pub mod gpt;
-mod host;
+pub mod host;
 pub mod kubelet;
 pub mod layout;
 pub mod machine;
