@@ -14,6 +14,7 @@ pub mod audit;
 pub mod authentication;
 pub mod controller_manager;
 pub mod encryption;
+pub mod identity;
 pub mod scheduler;
 
 /// Everything that the three services read, certificates and kubeconfigs aside. `etcd` are the members' client URLs

@@ -2,6 +2,7 @@
 //! its kubeconfigs.
 
 use anyhow::{Context, Result, bail, ensure};
+use kimage_roles::certificate::{Credentials, Kubeconfig};
 use kimage_roles::node_config::{NodeConfig, NodeRole};
 use kimage_roles::secret::Secret;
 use serde_json::{Map, Value, json};
@@ -189,44 +190,36 @@ pub fn arguments(config: &NodeConfig, machine: &Machine) -> Result<Arguments> {
 /// kubeconfig of whoever acts as this machine: the kubelet once it has a certificate, and the services of the host.
 /// The names are those that the kubelet itself writes. Server certificates are checked against the cluster's CA.
 pub fn node_kubeconfig(path: &str, server: &str) -> RenderedFile {
-    let cluster = json!({"certificate-authority": layout::CA_CERTIFICATE, "server": server});
-    let user = json!({"client-certificate": layout::KUBELET_CLIENT, "client-key": layout::KUBELET_CLIENT});
+    let (cluster, user, context) = ("default-cluster", "default-auth", "default-context");
     RenderedFile::json(
         path,
-        &kubeconfig(
-            "default-cluster",
-            &cluster,
-            "default-auth",
-            &user,
-            "default-context",
-        ),
+        &json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{
+                "name": cluster,
+                "cluster": {"certificate-authority": layout::CA_CERTIFICATE, "server": server},
+            }],
+            "users": [{
+                "name": user,
+                "user": {"client-certificate": layout::KUBELET_CLIENT, "client-key": layout::KUBELET_CLIENT},
+            }],
+            "contexts": [{"name": context, "context": {"cluster": cluster, "user": user}}],
+            "current-context": context,
+        }),
     )
 }
 
 /// kubeconfig that a kubelet asks for its certificate with, named as kubeadm names it. `ca` is PEM.
 pub fn bootstrap_kubeconfig(cluster_name: &str, server: &str, ca: &str, token: &Secret) -> RenderedFile {
-    const USER: &str = "tls-bootstrap-token-user";
-    let cluster = json!({
-        "certificate-authority-data": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, ca),
-        "server": server,
-    });
-    let user = json!({"token": token.reveal()});
-    let context = format!("{USER}@{cluster_name}");
-    RenderedFile::json(
-        layout::BOOTSTRAP_KUBECONFIG,
-        &kubeconfig(cluster_name, &cluster, USER, &user, &context),
-    )
-}
-
-fn kubeconfig(cluster_name: &str, cluster: &Value, user_name: &str, user: &Value, context: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": cluster_name, "cluster": cluster}],
-        "users": [{"name": user_name, "user": user}],
-        "contexts": [{"name": context, "context": {"cluster": cluster_name, "user": user_name}}],
-        "current-context": context,
-    })
+    let kubeconfig = Kubeconfig {
+        cluster: cluster_name,
+        server,
+        ca_certificate: ca,
+        user: "tls-bootstrap-token-user",
+        credentials: Credentials::Token(token),
+    };
+    RenderedFile::private(layout::BOOTSTRAP_KUBECONFIG, kubeconfig.to_json().reveal())
 }
 
 #[cfg(test)]
