@@ -68,7 +68,7 @@ impl Authorities {
             "frontProxyCa": pair(&self.front_proxy),
             "serviceAccountKey": kimage_roles::certificate::new_key().unwrap().reveal(),
             "encryptionKey": STANDARD.encode([7; 32]),
-            "bootstrapTokens": [{"token": oracle::TOKEN, "expires": "2036-01-01T00:00:00Z"}],
+            "bootstrapTokens": [{"token": oracle::TOKEN}],
         })
     }
 }

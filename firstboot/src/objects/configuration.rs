@@ -33,7 +33,7 @@ pub(super) fn objects(config: &NodeConfig, etcd: &[String]) -> Vec<Value> {
         NAMESPACE,
         "kubeadm:kubelet-config",
         "kubelet-config",
-        &joining,
+        &[rbac::group(NODES_GROUP), rbac::group(NODE_TOKEN_GROUP)],
     ));
     objects.push(service_account("kube-proxy"));
     objects.push(rbac::cluster_role_binding(
@@ -47,7 +47,9 @@ pub(super) fn objects(config: &NodeConfig, etcd: &[String]) -> Vec<Value> {
         "kube-proxy",
         &[rbac::group(NODE_TOKEN_GROUP)],
     ));
-    objects.push(config_map(NAMESPACE, "kube-proxy", &proxy));
+    let mut proxy = config_map(NAMESPACE, "kube-proxy", &proxy);
+    proxy["metadata"]["labels"] = json!({"app": "kube-proxy"});
+    objects.push(proxy);
     objects
 }
 
@@ -75,6 +77,7 @@ pub(super) fn cluster_configuration(config: &NodeConfig, etcd: &[String]) -> Val
             "caFile": pki("etcd/ca.crt"),
             "certFile": pki("apiserver-etcd-client.crt"),
             "endpoints": etcd,
+            "httpEndpoints": etcd,
             "keyFile": pki("apiserver-etcd-client.key"),
         }},
         "imageRepository": "registry.k8s.io",

@@ -42,7 +42,8 @@ pub(crate) fn describe(pem: &[u8]) -> Value {
         "usage critical": usage.as_ref().map(|extension| extension.critical),
         "server": purposes.as_ref().map(|extension| extension.value.server_auth),
         "client": purposes.as_ref().map(|extension| extension.value.client_auth),
-        "seconds": certificate.validity().not_after.timestamp() - certificate.validity().not_before.timestamp(),
+        // Both ends are read from the clock, one after the other.
+        "minutes": (certificate.validity().not_after.timestamp() - certificate.validity().not_before.timestamp() + 30) / 60,
         "version": certificate.version().0,
         "key": certificate.public_key().algorithm.algorithm.to_id_string(),
         "signature": certificate.signature_algorithm.algorithm.to_id_string(),

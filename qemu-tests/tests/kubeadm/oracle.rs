@@ -68,7 +68,7 @@ fn configuration(etcd: &str) -> String {
 kind: InitConfiguration
 localAPIEndpoint: {{advertiseAddress: 10.0.0.5, bindPort: 6443}}
 nodeRegistration: {{name: cp-1, criSocket: "unix:///run/containerd/containerd.sock"}}
-bootstrapTokens: [{{token: {TOKEN}, expires: "2036-01-01T00:00:00Z"}}]
+bootstrapTokens: [{{token: {TOKEN}, ttl: 0s}}]
 ---
 apiVersion: kubeadm.k8s.io/v1beta4
 kind: ClusterConfiguration

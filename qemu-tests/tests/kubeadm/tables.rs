@@ -112,4 +112,137 @@ pub(crate) const KUBECONFIGS: &[Deviation] = &[
     ),
 ];
 
-pub(crate) const OBJECTS: &[Deviation] = &[];
+pub(crate) const OBJECTS: &[Deviation] = &[
+    (
+        "ClusterRole /kimage:flannel",
+        "flannel is a service of the hosts and acts as the node",
+    ),
+    (
+        "ClusterRoleBinding /kimage:flannel",
+        "flannel is a service of the hosts and acts as the node",
+    ),
+    (
+        "ClusterRole /kimage:kube-router",
+        "kube-router is a service of the hosts and acts as the node",
+    ),
+    (
+        "ClusterRoleBinding /kimage:kube-router",
+        "kube-router is a service of the hosts and acts as the node",
+    ),
+    (
+        "ClusterRoleBinding /kimage:node-proxier",
+        "kube-proxy is a service of the hosts and acts as the node",
+    ),
+    (
+        "DaemonSet kube-system/kube-proxy",
+        "kube-proxy is a service of the hosts",
+    ),
+    (
+        "ClusterRoleBinding /kubeadm:cluster-admins",
+        "kubeadm makes it outside of the phases that run here",
+    ),
+    (
+        "ConfigMap kube-public/cluster-info.data.kubeconfig.clusters[0].cluster",
+        "kubeadm copies how this test reaches the server",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.mode",
+        "nftables",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.conntrack.maxPerCore",
+        "the image's sysctls set the size of the table",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.conntrack.min",
+        "the image's sysctls set the size of the table",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.bindAddressHardFail",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.conntrack.tcpBeLiberal",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.enableProfiling",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.iptables",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.ipvs",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.nftables",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.data.config.conf.winkernel",
+        "the default, written out",
+    ),
+    (
+        "ConfigMap kube-system/kube-proxy.metadata.annotations",
+        "without the hash kubeadm takes the configuration as a person's and keeps it",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.metadata.annotations",
+        "without the hash kubeadm takes the configuration as a person's and keeps it",
+    ),
+    (
+        "ConfigMap kube-system/kubeadm-config.data.ClusterConfiguration.proxy",
+        "kube-proxy is a service of the hosts",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.eventRecordQPS",
+        "CIS 4.2.8, explicit",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.makeIPTablesUtilChains",
+        "CIS 4.2.6, explicit",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.podPidsLimit",
+        "CIS 4.2.13",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.readOnlyPort",
+        "CIS 4.2.4, explicit",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.seccompDefault",
+        "CIS 4.2.14",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.serverTLSBootstrap",
+        "CIS 4.2.11",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.shutdownGracePeriod",
+        "pods end before the machine",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.shutdownGracePeriodCriticalPods",
+        "pods end before the machine",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.streamingConnectionIdleTimeout",
+        "CIS 4.2.5",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.tlsCipherSuites",
+        "CIS 4.2.12",
+    ),
+    (
+        "ConfigMap kube-system/kubelet-config.data.kubelet.tlsMinVersion",
+        "TLS 1.2 and later, explicit",
+    ),
+    (
+        "Deployment kube-system/coredns.spec.template.spec.topologySpreadConstraints",
+        "replicas on two hosts and over zones, also when the first node was alone",
+    ),
+];
