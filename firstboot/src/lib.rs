@@ -1,6 +1,11 @@
 //! All kimage code that runs inside a machine: stage 0 in the initrd, then first boot in the real root.
 
+pub mod action;
+pub mod agent;
+pub mod arguments;
 pub mod backoff;
+pub mod boot;
+pub mod control_plane;
 pub mod etcd;
 pub mod failure;
 pub mod gpt;
@@ -8,14 +13,22 @@ pub mod host;
 pub mod http;
 pub mod inventory;
 pub mod join;
+pub mod kubelet;
 pub mod kubernetes;
+pub mod layout;
 pub mod ledger;
+pub mod machine;
 pub mod metadata;
+pub mod objects;
+pub mod plan;
 pub mod platform;
+pub mod pod_network;
 pub mod record;
+pub mod rendered;
 pub mod report;
 pub mod selftest;
 pub mod stage0;
 pub mod state;
 pub mod storage;
 mod sysfs;
+mod tls;

@@ -1,0 +1,298 @@
+//! Files of the kubelet: its configuration (what the cluster says, then what is this machine's own), its arguments and
+//! its kubeconfigs.
+
+use anyhow::{Context, Result, bail, ensure};
+use kimage_roles::certificate::{Credentials, Kubeconfig};
+use kimage_roles::node_config::{NodeConfig, NodeRole};
+use kimage_roles::secret::Secret;
+use serde_json::{Map, Value, json};
+
+use crate::arguments::{Arguments, assignment};
+use crate::layout;
+use crate::machine::Machine;
+use crate::rendered::RenderedFile;
+
+mod labels;
+
+/// The taint of control planes, as kubeadm sets it.
+pub const CONTROL_PLANE_TAINT: &str = "node-role.kubernetes.io/control-plane:NoSchedule";
+
+/// Longest kubelet configuration of a cluster that is read, in bytes: a ConfigMap can't be longer.
+const MAX_CONFIGURATION: usize = 1 << 20;
+
+/// What all kubelets of a cluster share: the content of the ConfigMap `kube-system/kubelet-config`. First kubeadm's
+/// values (`cmd/kubeadm/app/componentconfigs/kubelet.go`), then those that CIS asks for.
+pub fn cluster_configuration(config: &NodeConfig) -> Value {
+    let cluster = &config.cluster;
+    let dns: Vec<String> = cluster
+        .service_subnet
+        .nth(10)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": layout::CA_CERTIFICATE},
+        },
+        "authorization": {"mode": "Webhook"},
+        "cgroupDriver": "systemd",
+        "clusterDNS": dns,
+        "clusterDomain": cluster.dns_domain,
+        "healthzBindAddress": "127.0.0.1",
+        "healthzPort": 10248,
+        "rotateCertificates": true,
+        "staticPodPath": "/etc/kubernetes/manifests",
+
+        "eventRecordQPS": 50,
+        "makeIPTablesUtilChains": true,
+        "podPidsLimit": 4096,
+        "readOnlyPort": 0,
+        "seccompDefault": true,
+        "serverTLSBootstrap": true,
+        "shutdownGracePeriod": "30s",
+        "shutdownGracePeriodCriticalPods": "10s",
+        "streamingConnectionIdleTimeout": "5m0s",
+        "tlsCipherSuites": crate::tls::CIPHER_SUITES,
+        "tlsMinVersion": crate::tls::MIN_VERSION,
+    })
+}
+
+/// Reads the key `kubelet` of a cluster's ConfigMap `kubelet-config`. Any kubeadm may have written it.
+pub fn read_cluster_configuration(text: &str) -> Result<Value> {
+    ensure!(
+        text.len() <= MAX_CONFIGURATION,
+        "the cluster's kubelet configuration has {} bytes, more than {MAX_CONFIGURATION}",
+        text.len()
+    );
+    let value: Value =
+        serde_saphyr::from_str(text).context("the cluster's kubelet configuration is not YAML")?;
+    let says = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("nothing");
+    if says("kind") != "KubeletConfiguration" || says("apiVersion") != "kubelet.config.k8s.io/v1beta1" {
+        bail!(
+            "the cluster's kubelet configuration is {} of {}, not KubeletConfiguration of kubelet.config.k8s.io/v1beta1",
+            says("kind"),
+            says("apiVersion")
+        );
+    }
+    Ok(value)
+}
+
+/// The kubelet's configuration on this machine: `cluster` verbatim, what the image's layout dictates in place of it,
+/// and good values where the cluster says nothing.
+pub fn configuration(cluster: &Value, config: &NodeConfig, machine: &Machine) -> Result<Value> {
+    let mut merged: Map<String, Value> = cluster
+        .as_object()
+        .context("a kubelet configuration that is no object")?
+        .clone();
+    for (key, value) in dictated(machine) {
+        merged.insert(key, value);
+    }
+    for (key, value) in wanting(config.role) {
+        merged.entry(key).or_insert(value);
+    }
+    Ok(Value::Object(merged))
+}
+
+fn members(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    }
+}
+
+/// What only the image knows: its sockets, its resolver, and that /usr is read-only.
+fn dictated(machine: &Machine) -> Map<String, Value> {
+    let mut members = members(json!({
+        "containerRuntimeEndpoint": layout::CONTAINERD,
+        "resolvConf": "/run/systemd/resolve/resolv.conf",
+        "volumePluginDir": "/var/lib/kubelet/volumeplugins",
+        // The image sets every sysctl that this makes the kubelet check.
+        "protectKernelDefaults": true,
+    }));
+    if let Some(id) = &machine.provider_id {
+        members.insert("providerID".into(), json!(id));
+    }
+    members
+}
+
+/// Room for what does not run in pods. On a control plane that is also etcd and the three services.
+fn wanting(role: NodeRole) -> Map<String, Value> {
+    let (cpu, memory) = match role {
+        NodeRole::ControlPlane => ("300m", "1Gi"),
+        NodeRole::Etcd | NodeRole::Worker => ("100m", "256Mi"),
+    };
+    members(json!({
+        "kubeReserved": {"cpu": cpu, "memory": memory, "ephemeral-storage": "512Mi"},
+        "systemReserved": {"cpu": "100m", "memory": "128Mi", "ephemeral-storage": "512Mi"},
+    }))
+}
+
+/// Everything that the kubelet reads, kubeconfigs aside. `cluster` is [`cluster_configuration`] on a control plane and
+/// [`read_cluster_configuration`] on a worker.
+pub fn files(config: &NodeConfig, machine: &Machine, cluster: &Value) -> Result<Vec<RenderedFile>> {
+    // kubeadm writes this one for itself and later versions insist on it.
+    let instance = json!({"containerRuntimeEndpoint": layout::CONTAINERD});
+    let flags: Vec<String> = taints(config)
+        .map(|taints| format!("--register-with-taints={taints}"))
+        .into_iter()
+        .collect();
+    Ok(vec![
+        RenderedFile::json(
+            layout::KUBELET_CONFIGURATION,
+            &configuration(cluster, config, machine)?,
+        ),
+        RenderedFile::json(layout::KUBELET_INSTANCE, &instance),
+        RenderedFile::private(
+            layout::KUBELET_FLAGS,
+            assignment("KUBELET_KUBEADM_ARGS", &flags.join(" ")),
+        ),
+        RenderedFile::private(
+            layout::environment("kubelet"),
+            arguments(config, machine)?.environment_file(),
+        ),
+    ])
+}
+
+/// Taints that the Node registers with. A control plane has its taint from the first moment, so that no pod slips in
+/// before it is marked.
+fn taints(config: &NodeConfig) -> Option<String> {
+    let own = (config.role == NodeRole::ControlPlane).then(|| CONTROL_PLANE_TAINT.to_owned());
+    let mut taints: Vec<String> = own
+        .into_iter()
+        .chain(config.node.taints.iter().cloned())
+        .collect();
+    taints.dedup();
+    (!taints.is_empty()).then(|| taints.join(","))
+}
+
+/// Arguments: the three of kubeadm's unit, and what has no field in the configuration.
+pub fn arguments(config: &NodeConfig, machine: &Machine) -> Result<Arguments> {
+    let arguments = Arguments::new()
+        .flag("bootstrap-kubeconfig", layout::BOOTSTRAP_KUBECONFIG)
+        .flag("kubeconfig", layout::KUBELET_KUBECONFIG)
+        .flag("config", layout::KUBELET_CONFIGURATION)
+        .flag("node-ip", machine.address.to_string());
+    let labels = labels::of(config, machine)?;
+    if labels.is_empty() {
+        return Ok(arguments);
+    }
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    Ok(arguments.flag("node-labels", labels.join(",")))
+}
+
+/// kubeconfig of whoever acts as this machine: the kubelet once it has a certificate, and the services of the host.
+/// The names are those that the kubelet itself writes. Server certificates are checked against the cluster's CA.
+pub fn node_kubeconfig(path: &str, server: &str) -> RenderedFile {
+    let (cluster, user, context) = ("default-cluster", "default-auth", "default-context");
+    RenderedFile::json(
+        path,
+        &json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{
+                "name": cluster,
+                "cluster": {"certificate-authority": layout::CA_CERTIFICATE, "server": server},
+            }],
+            "users": [{
+                "name": user,
+                "user": {"client-certificate": layout::KUBELET_CLIENT, "client-key": layout::KUBELET_CLIENT},
+            }],
+            "contexts": [{"name": context, "context": {"cluster": cluster, "user": user}}],
+            "current-context": context,
+        }),
+    )
+}
+
+/// kubeconfig that a kubelet asks for its certificate with, named as kubeadm names it. `ca` is PEM.
+pub fn bootstrap_kubeconfig(cluster_name: &str, server: &str, ca: &str, token: &Secret) -> RenderedFile {
+    let kubeconfig = Kubeconfig {
+        cluster: cluster_name,
+        server,
+        ca_certificate: ca,
+        user: "tls-bootstrap-token-user",
+        credentials: Credentials::Token(token),
+    };
+    RenderedFile::private(layout::BOOTSTRAP_KUBECONFIG, kubeconfig.to_json().reveal())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::{control_plane, machine};
+
+    #[test]
+    fn a_foreign_clusters_values_stay_and_the_images_layout_wins() {
+        let foreign = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+            podPidsLimit: 17\nkubeReserved: {cpu: 1m}\nvolumePluginDir: /usr/libexec/x\nresolvConf: /x\n";
+        let cluster = read_cluster_configuration(foreign).unwrap();
+        let mut config = control_plane();
+        config.role = NodeRole::Worker;
+        let merged = configuration(&cluster, &config, &machine()).unwrap();
+        assert_eq!(merged["podPidsLimit"], 17);
+        assert_eq!(merged["kubeReserved"], json!({"cpu": "1m"}));
+        assert_eq!(merged["volumePluginDir"], "/var/lib/kubelet/volumeplugins");
+        assert_eq!(merged["resolvConf"], "/run/systemd/resolve/resolv.conf");
+        assert_eq!(merged["providerID"], "aws:///eu-1a/i-0123");
+        assert_eq!(merged["systemReserved"]["cpu"], "100m");
+        assert_eq!(
+            merged.get("serverTLSBootstrap"),
+            None,
+            "nobody there approves them"
+        );
+    }
+
+    #[test]
+    fn what_is_no_kubelet_configuration_is_refused() {
+        for text in [
+            "",
+            "[]",
+            "kind: Pod\napiVersion: v1",
+            "{",
+            &"a".repeat(MAX_CONFIGURATION + 1),
+        ] {
+            assert!(read_cluster_configuration(text).is_err());
+        }
+    }
+
+    #[test]
+    fn a_control_plane_registers_tainted_and_a_worker_as_told() {
+        let mut config = control_plane();
+        let flags = |config: &NodeConfig| {
+            files(config, &machine(), &cluster_configuration(config))
+                .unwrap()
+                .swap_remove(2)
+                .content
+        };
+        assert_eq!(
+            flags(&config),
+            "KUBELET_KUBEADM_ARGS=\"--register-with-taints=node-role.kubernetes.io/control-plane:NoSchedule\"\n"
+        );
+        config.role = NodeRole::Worker;
+        assert_eq!(flags(&config), "KUBELET_KUBEADM_ARGS=\"\"\n");
+        config.node.taints = vec!["gpu=yes:NoSchedule".into()];
+        assert_eq!(
+            flags(&config),
+            "KUBELET_KUBEADM_ARGS=\"--register-with-taints=gpu=yes:NoSchedule\"\n"
+        );
+    }
+
+    #[test]
+    fn the_token_is_in_the_file_and_never_printed() {
+        let file = bootstrap_kubeconfig(
+            "demo",
+            "https://lb:1",
+            "CA",
+            &Secret::new("abcdef.0123456789abcdef"),
+        );
+        assert!(file.content.contains("abcdef.0123456789abcdef"));
+        assert!(!format!("{file:?}").contains("abcdef."));
+        assert_eq!(file.mode, 0o600);
+    }
+}

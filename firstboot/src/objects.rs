@@ -1,0 +1,143 @@
+//! Kubernetes objects of a cluster, in the order in which they are applied: those that `kubeadm init` makes under the
+//! same names, and what the services of kimage's hosts need.
+//!
+//! Every control plane computes the same objects from the same NodeConfig; whoever holds the lease applies them.
+
+use anyhow::{Context, Result};
+use kimage_roles::node_config::NodeConfig;
+use serde_json::{Value, json};
+
+mod bootstrap;
+mod configuration;
+mod dns;
+mod namespace;
+mod network;
+mod rbac;
+
+pub use bootstrap::cluster_info;
+pub use dns::IMAGE as DNS_IMAGE;
+
+/// Version of the Kubernetes that is in the images.
+pub const KUBERNETES_VERSION: &str = "v1.36.3";
+
+/// What every token of `kubeadm token create` belongs to.
+const NODE_TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
+/// All kubelets.
+const NODES_GROUP: &str = "system:nodes";
+
+/// All objects. `etcd` are the client URLs of all members. Some values are secrets: never print them.
+pub fn all(config: &NodeConfig, etcd: &[String]) -> Result<Vec<Value>> {
+    let secrets = config
+        .secrets
+        .as_ref()
+        .context("a control plane needs `secrets` in its NodeConfig")?;
+    let ca = secrets
+        .ca
+        .as_ref()
+        .context("a control plane needs `secrets.ca` in its NodeConfig")?;
+    let mut objects = vec![administrators(), namespace::kube_system()];
+    objects.extend(configuration::objects(config, etcd));
+    objects.extend(bootstrap::objects(config, &ca.certificate));
+    for token in &secrets.bootstrap_tokens {
+        objects.push(bootstrap::token_secret(token)?);
+    }
+    objects.extend(dns::objects(config)?);
+    objects.extend(network::objects(config));
+    Ok(objects)
+}
+
+/// kubeadm's admin.conf is of a group that this binding makes administrators. `kubeadm init` applies it first, with
+/// super-admin.conf.
+pub fn administrators() -> Value {
+    rbac::cluster_role_binding(
+        "kubeadm:cluster-admins",
+        "cluster-admin",
+        &[rbac::group("kubeadm:cluster-admins")],
+    )
+}
+
+/// Labels of a control plane's Node (kubeadm's phase mark-control-plane), which a kubelet may not give itself. The
+/// taint comes with the registration ([`crate::kubelet::CONTROL_PLANE_TAINT`]).
+pub fn control_plane_node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {
+            "node-role.kubernetes.io/control-plane": "",
+            "node.kubernetes.io/exclude-from-external-load-balancers": "",
+        }},
+    })
+}
+
+fn config_map(namespace: &str, name: &str, data: &Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": namespace},
+        "data": data,
+    })
+}
+
+fn service_account(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": "kube-system"},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::machine::tests::control_plane;
+
+    #[test]
+    fn every_object_is_named_once_and_has_no_field_of_the_server() {
+        let objects = all(&control_plane(), &["https://10.0.0.5:2379".into()]).unwrap();
+        let mut names = BTreeSet::new();
+        for object in &objects {
+            let metadata = &object["metadata"];
+            let name = format!(
+                "{} {}/{}",
+                object["kind"], metadata["namespace"], metadata["name"]
+            );
+            assert!(
+                object["apiVersion"].is_string() && metadata["name"].is_string(),
+                "{name}"
+            );
+            assert!(names.insert(name.clone()), "{name} twice");
+            for field in ["resourceVersion", "uid", "creationTimestamp", "managedFields"] {
+                assert_eq!(metadata.get(field), None, "{name}");
+            }
+            assert_eq!(object.get("status"), None, "{name}");
+        }
+        assert!(names.contains("\"ClusterRoleBinding\" null/\"kubeadm:apiserver-kubelet-client\""));
+    }
+
+    #[test]
+    fn objects_are_the_same_on_every_control_plane() {
+        let mut other = control_plane();
+        other.node.name = Some("cp-2".into());
+        let etcd = ["https://10.0.0.5:2379".to_owned()];
+        assert_eq!(all(&control_plane(), &etcd).unwrap(), all(&other, &etcd).unwrap());
+    }
+
+    #[test]
+    fn versions_are_those_of_the_baked_components() {
+        let component = |name: &str| {
+            let path = format!(
+                "{}/../images/components/{name}/component.toml",
+                env!("CARGO_MANIFEST_DIR")
+            );
+            std::fs::read_to_string(path).unwrap()
+        };
+        let kubernetes = component("kubernetes-control-plane");
+        assert!(kubernetes.contains(&format!("\nversion = \"{KUBERNETES_VERSION}\"\n")));
+        let (name, tag) = DNS_IMAGE.rsplit_once(':').unwrap();
+        let coredns = component("coredns");
+        assert!(coredns.contains(&format!("\nversion = \"{tag}\"\n")));
+        assert!(coredns.contains(&format!("reference = \"{name}:{{version}}\"")));
+    }
+}

@@ -1,0 +1,138 @@
+//! The real kubeadm, and what it would write on a machine.
+
+use std::path::{Path, PathBuf};
+
+use kimage_builder::components::{self, Access, BuiltComponent};
+use kimage_builder::definition::{self, Component};
+use kimage_builder::download::Network;
+use kimage_builder::lock::{self, LockedComponent};
+use kimage_builder::progress::Progress;
+use kimage_builder::store::Store;
+use kimage_firstboot::machine::Machine;
+use kimage_qemu_tests::images::{command, finish, workspace};
+use kimage_roles::node_config::NodeConfig;
+use serde_json::Value;
+
+/// A component as the image build makes it, from the store where it is there already. The image's lock need not hold
+/// it: its sources are pinned by its own go.sum.
+pub(crate) fn component(name: &str) -> BuiltComponent {
+    let store = Store::open(&Store::default_root().unwrap()).unwrap();
+    let folder = workspace().join("images/components");
+    let component = Component::load(&folder, name).unwrap();
+    let image = definition::load_image(workspace(), "ubuntu-24.04").unwrap();
+    let mut lock = lock::load(&image.image).unwrap().unwrap();
+    lock.component.retain(|locked| locked.name != name);
+    lock.component.push(LockedComponent {
+        name: name.to_owned(),
+        version: component.manifest.version.clone(),
+        source: component.source_digest().unwrap(),
+        download: Vec::new(),
+    });
+    let access = Access::from(Network::Online);
+    components::build(&[component], &lock, &store, &access, &Progress::silent())
+        .unwrap()
+        .remove(0)
+}
+
+/// The machine that both sides make files for.
+pub(crate) fn machine() -> Machine {
+    Machine {
+        name: "cp-1".into(),
+        address: "10.0.0.5".parse().unwrap(),
+        zone: Some("eu-1a".into()),
+        region: Some("eu-1".into()),
+        provider_id: Some("aws:///eu-1a/i-0123".into()),
+    }
+}
+
+/// Token that both sides put into the cluster.
+pub(crate) const TOKEN: &str = "abcdef.0123456789abcdef";
+
+/// NodeConfig of a stacked control plane. The authorities are `pem`s of the caller.
+pub(crate) fn node_config(secrets: &Value) -> NodeConfig {
+    let document = serde_json::json!({
+        "apiVersion": "kimage.dev/v1",
+        "kind": "NodeConfig",
+        "role": "control-plane",
+        "cluster": {"name": "demo", "endpoint": "lb.example.com:6443", "apiNames": ["api.example.com"]},
+        "etcd": {"layout": "stacked", "formation": {"static": [{"name": "cp-1", "address": "10.0.0.5"}]}},
+        "secrets": secrets,
+    });
+    NodeConfig::from_yaml(document.to_string().as_bytes()).unwrap()
+}
+
+/// The same as kubeadm's configuration; `etcd` is its section of that name.
+fn configuration(etcd: &str) -> String {
+    format!(
+        r#"apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+localAPIEndpoint: {{advertiseAddress: 10.0.0.5, bindPort: 6443}}
+nodeRegistration: {{name: cp-1, criSocket: "unix:///run/containerd/containerd.sock"}}
+bootstrapTokens: [{{token: {TOKEN}, ttl: 0s}}]
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+clusterName: demo
+controlPlaneEndpoint: lb.example.com:6443
+kubernetesVersion: v1.36.3
+encryptionAlgorithm: ECDSA-P256
+networking: {{podSubnet: 10.244.0.0/16, serviceSubnet: 10.96.0.0/12, dnsDomain: cluster.local}}
+apiServer: {{certSANs: [api.example.com]}}
+dns: {{imageTag: v1.14.7}}
+etcd: {etcd}
+"#
+    )
+}
+
+/// kubeadm with a configuration.
+pub(crate) struct Kubeadm {
+    program: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Kubeadm {
+    /// kubeadm for the machine and cluster above; `etcd` is `{local: {}}` or `{external: ...}`.
+    pub(crate) fn new(etcd: &str) -> Self {
+        let program = component("kubeadm").files.remove(0).source;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("kubeadm.yaml"), configuration(etcd)).unwrap();
+        std::fs::create_dir(folder.path().join("files")).unwrap();
+        Self { program, folder }
+    }
+
+    /// Runs a phase of `kubeadm init`.
+    pub(crate) fn phase(&self, phase: &str, more: &[&str]) {
+        let mut kubeadm = command(&self.program);
+        kubeadm
+            .args(["init", "phase"])
+            .args(phase.split(' '))
+            .arg("--config")
+            .arg(self.folder.path().join("kubeadm.yaml"))
+            .args(more)
+            .env("KUBEADM_INIT_DRYRUN_DIR", self.files());
+        finish(&mut kubeadm).unwrap();
+    }
+
+    /// Where a dry run writes what would be in /etc/kubernetes and /var/lib/kubelet.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.folder.path().join("files")
+    }
+
+    /// Dry-runs all phases that write files.
+    pub(crate) fn write_files(&self) {
+        for phase in [
+            "certs all",
+            "kubeconfig all",
+            "control-plane all",
+            "kubelet-start",
+        ] {
+            self.phase(phase, &["--dry-run"]);
+        }
+    }
+}
+
+/// A YAML file.
+pub(crate) fn yaml(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap();
+    serde_saphyr::from_str(&text).unwrap()
+}
