@@ -1,0 +1,197 @@
+//! The only writer: what a plan consists of and how it is done. Every action is atomic or safe to repeat; what one
+//! learns for a later one stands in [`Findings`].
+
+use std::fmt;
+use std::time::Duration;
+
+use kimage_roles::certificate::{Authority, Profile};
+use kimage_roles::cause::Cause;
+use kimage_roles::node_config::{KeyPair, Secrets};
+
+use crate::control_plane::identity::{Client, Leaf, Signer};
+use crate::failure::{Failure, OrFailure};
+use crate::host::Host;
+use crate::http::Trust;
+use crate::join::Joined;
+use crate::kubernetes::{Api, Caller};
+use crate::metadata::Machine;
+use crate::rendered::RenderedFile;
+
+mod certificates;
+mod cluster;
+mod etcd;
+mod node;
+mod units;
+
+/// How long the certificate lives that applies the first objects: it is never on a disk.
+const ERRAND: Duration = Duration::from_secs(3600);
+
+/// Something to do.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Give the kernel its host name.
+    NameHost(String),
+    /// Write files.
+    Write(Vec<RenderedFile>),
+    /// Have certificates that are current.
+    Issue(Vec<Leaf>),
+    /// Have kubeconfigs whose certificates are current.
+    Kubeconfigs(Vec<Client>),
+    /// Form or join etcd, and be a voting member of it.
+    FormEtcd,
+    /// Learn where the members of a separate etcd are.
+    FindEtcd,
+    /// Write arguments and configuration of API server, controllers and scheduler.
+    ConfigureControlPlane,
+    /// Start services.
+    Start(Vec<&'static str>),
+    /// Wait until the own API server is ready.
+    AwaitApiServer,
+    /// Make the objects of the cluster be as they should.
+    ApplyObjects,
+    /// Discover the cluster through the balancer and prove that it is ours.
+    Join,
+    /// Write arguments, configuration and kubeconfigs of the kubelet.
+    ConfigureKubelet,
+    /// Wait until the cluster has signed the kubelet's certificate.
+    AwaitKubeletCertificate,
+    /// Write configuration of flannel, kube-proxy and kube-router and start those that are chosen.
+    ConfigurePodNetwork,
+    /// Label the Node as a control plane.
+    MarkControlPlane,
+    /// Wait until the Node is Ready.
+    AwaitNode,
+}
+
+impl Action {
+    /// The longest pause between two tries. What waits for others near by looks often; what knocks at a balancer that
+    /// thousands use backs off.
+    pub fn longest_pause(&self) -> Duration {
+        match self {
+            Self::Join => Duration::from_secs(30),
+            Self::ApplyObjects | Self::FindEtcd | Self::MarkControlPlane => Duration::from_secs(2),
+            _ => Duration::from_secs(1),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths = |files: &[RenderedFile]| {
+            files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        match self {
+            Self::NameHost(name) => write!(f, "call the host {name}"),
+            Self::Write(files) => write!(f, "write {}", paths(files)),
+            Self::Issue(leaves) => {
+                let paths: Vec<&str> = leaves.iter().map(|leaf| leaf.path.as_str()).collect();
+                write!(f, "issue {}", paths.join(" "))
+            }
+            Self::Kubeconfigs(clients) => {
+                let paths: Vec<&str> = clients.iter().map(|client| client.path).collect();
+                write!(f, "issue {}", paths.join(" "))
+            }
+            Self::FormEtcd => f.write_str("form or join etcd"),
+            Self::FindEtcd => f.write_str("learn where etcd is"),
+            Self::ConfigureControlPlane => f.write_str("configure API server, controllers and scheduler"),
+            Self::Start(units) => write!(f, "start {}", units.join(" ")),
+            Self::AwaitApiServer => f.write_str("wait for the own API server"),
+            Self::ApplyObjects => f.write_str("apply the cluster's objects"),
+            Self::Join => f.write_str("discover the cluster through the balancer"),
+            Self::ConfigureKubelet => f.write_str("configure the kubelet"),
+            Self::AwaitKubeletCertificate => f.write_str("wait for the kubelet's certificate"),
+            Self::ConfigurePodNetwork => f.write_str("configure and start the pod network"),
+            Self::MarkControlPlane => f.write_str("label the Node as a control plane"),
+            Self::AwaitNode => f.write_str("wait until the Node is Ready"),
+        }
+    }
+}
+
+/// What actions learn for later ones.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Client URLs of etcd's members.
+    pub etcd: Vec<String>,
+    /// The cluster behind the balancer.
+    pub joined: Option<Joined>,
+    /// A file of a service changed since the service was last started.
+    changed: bool,
+}
+
+/// Does actions on this machine.
+pub struct Worker<'a> {
+    host: &'a Host,
+    machine: &'a Machine,
+    findings: Findings,
+    formation: Option<etcd::Member>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker for one boot.
+    pub fn new(host: &'a Host, machine: &'a Machine) -> Self {
+        Self {
+            host,
+            machine,
+            findings: Findings::default(),
+            formation: None,
+        }
+    }
+
+    /// Does one action, or says why it couldn't be done now.
+    pub fn apply(&mut self, action: &Action) -> Result<(), Failure> {
+        match action {
+            Action::NameHost(name) => units::name_host(name),
+            Action::Write(files) => self.write(files),
+            Action::Issue(leaves) => self.issue(leaves),
+            Action::Kubeconfigs(clients) => self.kubeconfigs(clients),
+            Action::FormEtcd => self.form_etcd(),
+            Action::FindEtcd => self.find_etcd(),
+            Action::ConfigureControlPlane => self.configure_control_plane(),
+            Action::Start(units) => self.start(units),
+            Action::AwaitApiServer => self.await_api_server(),
+            Action::ApplyObjects => self.apply_objects(),
+            Action::Join => self.join(),
+            Action::ConfigureKubelet => self.configure_kubelet(),
+            Action::AwaitKubeletCertificate => self.await_kubelet_certificate(),
+            Action::ConfigurePodNetwork => self.configure_pod_network(),
+            Action::MarkControlPlane => self.mark_control_plane(),
+            Action::AwaitNode => self.await_node(),
+        }
+    }
+
+    fn write(&mut self, files: &[RenderedFile]) -> Result<(), Failure> {
+        for file in files {
+            let path = self.host.path(&file.path);
+            let changed = self.host.write(&path, file.content.as_bytes(), file.mode);
+            self.findings.changed |= changed.map_err(Failure::internal)?;
+        }
+        Ok(())
+    }
+
+    fn secrets(&self) -> Result<&'a Secrets, Failure> {
+        let secrets = self.machine.config.secrets.as_ref();
+        secrets.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "secrets: missing"))
+    }
+
+    fn authority(&self, signer: Signer) -> Result<Authority, Failure> {
+        let secrets = self.secrets()?;
+        let pair = match signer {
+            Signer::Etcd => Some(&secrets.etcd_ca),
+            Signer::Kubernetes => secrets.ca.as_ref(),
+            Signer::FrontProxy => secrets.front_proxy_ca.as_ref(),
+        };
+        let pair = pair.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "secrets: an authority is missing"))?;
+        Authority::from_pair(pair).or_failure(Cause::ConfigInvalid)
+    }
+
+    /// The own API server, as an administrator whose certificate lives an hour, in memory.
+    fn own_api(&self) -> Result<Api, Failure> {
+        let authority = self.authority(Signer::Kubernetes)?;
+        let now = std::time::SystemTime::now();
+        let pair = kimage_roles::certificate::issue(&authority, &Profile::super_admin(), now, ERRAND);
+        let pair: KeyPair = pair.map_err(Failure::internal)?;
+        let ca = self.secrets()?.ca.as_ref().map(|ca| ca.certificate.clone());
+        let server = self.machine.node().own_api_server();
+        Api::new(&server, Trust::Pinned(ca.unwrap_or_default()), Caller::Certificate(pair)).map_err(Failure::internal)
+    }
+}

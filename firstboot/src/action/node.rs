@@ -1,0 +1,181 @@
+//! The kubelet of this machine, its pod network, and its Node.
+
+use std::fs;
+
+use kimage_roles::cause::Cause;
+use kimage_roles::node_config::KeyPair;
+use kimage_roles::secret::Secret;
+use serde_json::{Value, json};
+
+use super::Worker;
+use crate::failure::{Failure, OrFailure};
+use crate::host::read_bounded;
+use crate::http::Trust;
+use crate::join::{self, Joined, is_ready};
+use crate::kubernetes::{Api, ApiError, Caller};
+use crate::layout::{BOOTSTRAP_KUBECONFIG, CA_CERTIFICATE, KUBELET_CLIENT, KUBELET_KUBECONFIG};
+use crate::metadata::Machine;
+use crate::rendered::RenderedFile;
+use crate::{kubelet, layout, objects, pod_network};
+
+/// What a worker learned when it joined: with it and its certificate it starts again without anybody's help.
+const JOINED: &str = "/var/lib/kimage/joined.json";
+const MAX_JOINED: u64 = 4 << 20;
+const MAX_PEM: u64 = 64 << 10;
+const NETWORK_UNITS: [(&str, &str); 3] = [
+    ("flanneld", "flanneld.service"),
+    ("kube-proxy", "kube-proxy.service"),
+    ("kube-router", "kube-router.service"),
+];
+
+impl Worker<'_> {
+    pub(super) fn join(&mut self) -> Result<(), Failure> {
+        let path = self.host.path(JOINED);
+        let known = read_bounded(&path, MAX_JOINED).ok();
+        let known = known.and_then(|bytes| serde_json::from_slice::<Joined>(&bytes).ok());
+        if let Some(known) = known.filter(|_| self.host.path(KUBELET_CLIENT).exists()) {
+            self.findings.joined = Some(known);
+            return Ok(());
+        }
+        let Machine { config, name, .. } = self.machine;
+        let wanted = config.join.as_ref();
+        let wanted = wanted.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "join: missing"))?;
+        let joined = join::join(&config.cluster.endpoint, wanted, name)?;
+        let bytes = serde_json::to_vec(&joined).map_err(Failure::internal)?;
+        self.host.write(&path, &bytes, 0o600).map_err(Failure::internal)?;
+        self.findings.joined = Some(joined);
+        Ok(())
+    }
+
+    pub(super) fn configure_kubelet(&mut self) -> Result<(), Failure> {
+        let (config, node) = (&self.machine.config, self.machine.node());
+        let mut files = Vec::new();
+        let shared = match &self.findings.joined {
+            None => kubelet::cluster_configuration(config),
+            Some(joined) => {
+                files.extend(self.joined_files(joined)?);
+                kubelet::read_cluster_configuration(&joined.kubelet_config).or_failure(Cause::ApiServerNotReady)?
+            }
+        };
+        files.extend(kubelet::files(config, &node, &shared).or_failure(Cause::ConfigInvalid)?);
+        // A node without static pods still needs the folder that its kubelet watches.
+        fs::create_dir_all(self.host.path("/etc/kubernetes/manifests")).map_err(Failure::internal)?;
+        self.write(&files)
+    }
+
+    /// The cluster's CA, and a kubeconfig: with the certificate if there is one, else with the token that gets one.
+    fn joined_files(&self, joined: &Joined) -> Result<Vec<RenderedFile>, Failure> {
+        let config = &self.machine.config;
+        let cluster = &joined.cluster;
+        let kubeconfig = if self.host.path(KUBELET_CLIENT).exists() {
+            kubelet::node_kubeconfig(KUBELET_KUBECONFIG, &cluster.server)
+        } else {
+            let join = config.join.as_ref();
+            let join = join.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "join: missing"))?;
+            kubelet::bootstrap_kubeconfig(
+                &config.cluster.name,
+                &cluster.server,
+                &cluster.ca_certificate,
+                &join.token,
+            )
+        };
+        Ok(vec![
+            RenderedFile::public(CA_CERTIFICATE, cluster.ca_certificate.clone()),
+            kubeconfig,
+        ])
+    }
+
+    pub(super) fn await_kubelet_certificate(&mut self) -> Result<(), Failure> {
+        if !self.host.path(KUBELET_CLIENT).exists() {
+            self.check_units(&["containerd.service", "kubelet.service"])?;
+            let last = super::units::last_line("kubelet.service").unwrap_or_default();
+            return Err(Failure::because(
+                Cause::NodeNotReady,
+                format!("the cluster has not signed the kubelet's certificate yet; kubelet: {last}"),
+            ));
+        }
+        // What it proved itself with is of no more use to it.
+        match fs::remove_file(self.host.path(BOOTSTRAP_KUBECONFIG)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::internal(error)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn configure_pod_network(&mut self) -> Result<(), Failure> {
+        let (config, node) = (&self.machine.config, self.machine.node());
+        let (server, cluster) = match &self.findings.joined {
+            Some(joined) => (
+                joined.cluster.server.clone(),
+                pod_network::Cluster {
+                    has_kube_proxy: joined.has_kube_proxy,
+                },
+            ),
+            None => (node.own_api_server(), pod_network::Cluster::default()),
+        };
+        let files = pod_network::files(config, &node, &server, cluster);
+        self.write(&files)?;
+        let chosen = |name: &str| {
+            let path = layout::environment(name);
+            files.iter().any(|file| file.path == path)
+        };
+        let units = NETWORK_UNITS.iter().filter(|(name, _)| chosen(name));
+        let units: Vec<&str> = units.map(|(_, unit)| *unit).collect();
+        if units.is_empty() {
+            return Ok(());
+        }
+        self.start(&units)
+    }
+
+    pub(super) fn mark_control_plane(&mut self) -> Result<(), Failure> {
+        let name = &self.machine.name;
+        let labels = objects::control_plane_node(name);
+        let patch = json!({"metadata": {"labels": labels["metadata"]["labels"]}});
+        match self.own_api()?.merge(&format!("/api/v1/nodes/{name}"), &patch) {
+            Err(error) if error.code() == Some(404) => Err(self.not_registered()),
+            other => other.map(drop).map_err(|error| error.failure(Cause::ApiServerNotReady)),
+        }
+    }
+
+    pub(super) fn await_node(&mut self) -> Result<(), Failure> {
+        let (api, unreachable) = match &self.findings.joined {
+            Some(joined) => (self.node_api(joined)?, Cause::BalancerUnreachable),
+            None => (self.own_api()?, Cause::ApiServerNotReady),
+        };
+        let path = format!("/api/v1/nodes/{}", self.machine.name);
+        let found = api.get(&path).map_err(|error: ApiError| error.failure(unreachable))?;
+        let found = found.ok_or_else(|| self.not_registered())?;
+        if is_ready(&found) {
+            return Ok(());
+        }
+        Err(Failure::because(Cause::NodeNotReady, why_not_ready(&found)))
+    }
+
+    fn not_registered(&self) -> Failure {
+        if let Err(failure) = self.check_units(&["containerd.service", "kubelet.service"]) {
+            return failure;
+        }
+        let last = super::units::last_line("kubelet.service").unwrap_or_default();
+        Failure::because(Cause::NodeNotReady, format!("the kubelet has not registered yet: {last}"))
+    }
+
+    /// The cluster as this node, with the kubelet's certificate.
+    fn node_api(&self, joined: &Joined) -> Result<Api, Failure> {
+        let pem = read_bounded(&self.host.path(KUBELET_CLIENT), MAX_PEM).map_err(Failure::internal)?;
+        let pem = String::from_utf8(pem).map_err(Failure::internal)?;
+        let pair = KeyPair {
+            certificate: pem.clone(),
+            key: Secret::new(pem),
+        };
+        let trust = Trust::Pinned(joined.cluster.ca_certificate.clone());
+        Api::new(&joined.cluster.server, trust, Caller::Certificate(pair)).map_err(Failure::internal)
+    }
+}
+
+/// What the condition `Ready` says.
+fn why_not_ready(node: &Value) -> String {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let ready = conditions.and_then(|conditions| conditions.iter().find(|condition| condition["type"] == "Ready"));
+    let message = ready.and_then(|ready| ready["message"].as_str());
+    message.unwrap_or("the Node has no condition Ready yet").to_owned()
+}
+

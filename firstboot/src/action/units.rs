@@ -1,0 +1,49 @@
+//! Services, and the host's name.
+
+use kimage_roles::cause::Cause;
+
+use super::Worker;
+use crate::failure::{Failure, OrFailure};
+use crate::host;
+
+pub(super) fn name_host(name: &str) -> Result<(), Failure> {
+    rustix::system::sethostname(name.as_bytes()).or_failure(Cause::Internal)
+}
+
+impl Worker<'_> {
+    /// Starts services without waiting until they are ready: that is seen from what they serve. A service that runs
+    /// with older files is restarted.
+    pub(super) fn start(&mut self, units: &[&str]) -> Result<(), Failure> {
+        let verb = if self.findings.changed { "restart" } else { "start" };
+        let mut words = vec!["--no-block".to_owned(), verb.to_owned()];
+        words.extend(units.iter().map(|unit| (*unit).to_owned()));
+        host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+        Ok(())
+    }
+
+    /// A failure when one of these services has failed; with the last line that it wrote.
+    pub(super) fn check_units(&self, units: &[&str]) -> Result<(), Failure> {
+        for unit in units {
+            let state = state(unit)?;
+            if state == "failed" {
+                let last = last_line(unit).unwrap_or_else(|| "it wrote nothing".to_owned());
+                return Err(Failure::because(Cause::UnitFailed, format!("{unit} has failed: {last}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn state(unit: &str) -> Result<String, Failure> {
+    let words = ["show", "--property=ActiveState", "--value", unit].map(str::to_owned);
+    let text = host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+    Ok(text.trim().to_owned())
+}
+
+/// The newest line in the journal of a unit.
+pub(super) fn last_line(unit: &str) -> Option<String> {
+    let words = ["--unit", unit, "--lines=1", "--output=cat", "--no-pager", "--quiet"].map(str::to_owned);
+    let text = host::output("journalctl", &words).ok()?;
+    let line = text.lines().last()?.trim();
+    (!line.is_empty()).then(|| line.chars().take(300).collect())
+}

@@ -1,0 +1,43 @@
+//! Steps of a control plane. Nothing here goes through the balancer.
+
+use kimage_roles::status::Phase;
+
+use super::{Step, files, is_stacked, step};
+use crate::action::Action;
+use crate::control_plane::identity::{certificates, kubeconfigs};
+use crate::failure::Failure;
+use crate::metadata::Machine;
+
+pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
+    let (config, node) = (&machine.config, machine.node());
+    let mut written = files::hosts(machine);
+    if let Some(secrets) = &config.secrets {
+        written.extend(files::authorities(secrets)?);
+    }
+    let etcd = if is_stacked(config) {
+        Action::FormEtcd
+    } else {
+        Action::FindEtcd
+    };
+    let services = ["kube-apiserver.service", "kube-controller-manager.service", "kube-scheduler.service"];
+    Ok(vec![
+        step("host-name", Phase::Configure, Action::NameHost(machine.name.clone())),
+        step("files", Phase::Configure, Action::Write(written)),
+        step("certificates", Phase::Configure, Action::Issue(certificates(config, &node))),
+        step("kubeconfigs", Phase::Configure, Action::Kubeconfigs(kubeconfigs(config, &node))),
+        step("etcd", Phase::Etcd, etcd),
+        step("control-plane-files", Phase::ControlPlane, Action::ConfigureControlPlane),
+        step("control-plane", Phase::ControlPlane, Action::Start(services.into())),
+        step("api-server", Phase::ControlPlane, Action::AwaitApiServer),
+        step("objects", Phase::ControlPlane, Action::ApplyObjects),
+        step("kubelet-files", Phase::Node, Action::ConfigureKubelet),
+        step(
+            "kubelet",
+            Phase::Node,
+            Action::Start(vec!["containerd.service", "kubelet.service"]),
+        ),
+        step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
+        step("mark-control-plane", Phase::Node, Action::MarkControlPlane),
+        step("node-ready", Phase::Node, Action::AwaitNode),
+    ])
+}
