@@ -86,10 +86,9 @@ impl Cluster {
         let mut words = cluster.here(&arguments, cluster.port);
         words.push("--bind-address=127.0.0.1".into());
         cluster.spawn("kube-apiserver", &words);
-        let ready = cluster.wait("the API", |cluster| {
+        cluster.wait("the API", |cluster| {
             cluster.get(&["--raw", "/readyz"]).status.success()
         });
-        println!("the API is ready after {} ms", ready.as_millis());
         for (name, arguments) in [
             ("kube-controller-manager", controller_manager::arguments(config)),
             ("kube-scheduler", scheduler::arguments(config)),
@@ -215,7 +214,7 @@ impl Cluster {
         self.children.push(child);
     }
 
-    fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) -> Duration {
+    fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
         while !done(self) {
             let ended = self
@@ -229,7 +228,6 @@ impl Cluster {
             );
             std::thread::sleep(Duration::from_millis(300));
         }
-        begun.elapsed()
     }
 
     fn last_words(&self) -> String {
