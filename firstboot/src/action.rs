@@ -23,6 +23,8 @@ mod etcd;
 mod node;
 mod units;
 
+pub use etcd::Member;
+
 /// How long the certificate lives that applies the first objects: it is never on a disk.
 const ERRAND: Duration = Duration::from_secs(3600);
 
@@ -185,7 +187,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The own API server, as an administrator whose certificate lives an hour, in memory.
-    fn own_api(&self) -> Result<Api, Failure> {
+    pub(crate) fn own_api(&self) -> Result<Api, Failure> {
         let authority = self.authority(Signer::Kubernetes)?;
         let now = std::time::SystemTime::now();
         let pair = kimage_roles::certificate::issue(&authority, &Profile::super_admin(), now, ERRAND);

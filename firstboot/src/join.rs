@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::{Endpoint, Join};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -20,16 +21,33 @@ pub use token::Token;
 
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const KUBELET_CONFIG: &str = "/api/v1/namespaces/kube-system/configmaps/kubelet-config";
+const KUBEADM_CONFIG: &str = "/api/v1/namespaces/kube-system/configmaps/kubeadm-config";
 /// By so much a clock may be off before we blame it: certificates are back-dated by as much.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(300);
 
 /// What a worker learns before it starts its kubelet.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Joined {
     /// Where the API is and who signs it, as the cluster itself says.
     pub cluster: Discovered,
     /// The cluster's KubeletConfiguration (YAML), verbatim.
     pub kubelet_config: String,
+    /// The cluster runs kube-proxy in pods, as kubeadm's clusters do.
+    pub has_kube_proxy: bool,
+}
+
+/// Whether the cluster runs kube-proxy in pods: unless its kubeadm configuration says that it doesn't. A joining node
+/// may read that; the DaemonSet itself it may not.
+fn has_kube_proxy(api: &Api) -> Result<bool, Failure> {
+    let config = api.get(KUBEADM_CONFIG).map_err(|error| with_token(error, "read kubeadm-config"))?;
+    let text = config.as_ref().and_then(|config| config.pointer("/data/ClusterConfiguration"));
+    let Some(text) = text.and_then(Value::as_str) else {
+        return Ok(true);
+    };
+    let config: Value = serde_saphyr::from_str(text)
+        .map_err(|error| Failure::because(Cause::ApiServerNotReady, format!("kubeadm-config: {error}")))?;
+    Ok(config.pointer("/proxy/disabled") != Some(&Value::Bool(true)))
 }
 
 /// Finds the cluster behind `endpoint`, proves that it is ours, and asks it for what a kubelet needs.
@@ -53,6 +71,7 @@ pub fn join(endpoint: &Endpoint, join: &Join, node: &str) -> Result<Joined, Fail
         )
     })?;
     Ok(Joined {
+        has_kube_proxy: has_kube_proxy(&api)?,
         cluster,
         kubelet_config: text.to_owned(),
     })

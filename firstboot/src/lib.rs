@@ -2,6 +2,7 @@
 
 pub mod action;
 pub mod agent;
+pub mod approver;
 pub mod arguments;
 pub mod backoff;
 pub mod boot;
@@ -26,6 +27,7 @@ pub mod pod_network;
 pub mod record;
 pub mod rendered;
 pub mod report;
+mod role;
 pub mod selftest;
 pub mod stage0;
 pub mod state;

@@ -8,6 +8,7 @@ use kimage_roles::cause::Cause;
 use kimage_roles::node_config::{Endpoint, MAX_NODE_CONFIG, NodeConfig, is_dns_name};
 
 use crate::failure::Failure;
+use crate::machine;
 use crate::platform::{Platform, Raw};
 
 #[cfg(test)]
@@ -45,6 +46,19 @@ pub struct Machine {
     pub instance_id: String,
     /// `spec.providerID` of the Node.
     pub provider_id: Option<String>,
+}
+
+impl Machine {
+    /// What it is to its cluster.
+    pub fn node(&self) -> machine::Machine {
+        machine::Machine {
+            name: self.name.clone(),
+            address: self.address,
+            zone: self.zone.clone(),
+            region: self.region.clone(),
+            provider_id: self.provider_id.clone(),
+        }
+    }
 }
 
 /// Judges what the platform says. `role` is the image's; `own_address` gives the address towards the endpoint where

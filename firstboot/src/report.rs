@@ -1,7 +1,7 @@
 //! Says where the machine is: to `/run/kimage/status.json`, to the console for whoever watches, and to systemd.
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
 use kimage_roles::status::{Outcome, Phase, SCHEMA, STATUS_PATH, Status};
@@ -19,7 +19,13 @@ pub struct Reporter<'a> {
     phase: Phase,
     phase_began: Instant,
     attempt: u32,
+    /// What was told last about a failure, and when: the same trouble every second is one line, not thousands.
+    told: Option<(Cause, String, Instant)>,
+    silent: bool,
 }
+
+/// A trouble that stays is told again after so long.
+const REMINDER: Duration = Duration::from_secs(30);
 
 impl<'a> Reporter<'a> {
     /// A reporter for an image of `role`; the clock starts now.
@@ -33,6 +39,28 @@ impl<'a> Reporter<'a> {
             phase: Phase::Platform,
             phase_began: now,
             attempt: 1,
+            told: None,
+            silent: false,
+        }
+    }
+
+    /// One that tells nobody: for what runs beside first boot.
+    pub fn silent(host: &'a Host, role: &str) -> Self {
+        Self {
+            silent: true,
+            ..Self::new(host, role)
+        }
+    }
+
+    /// Where the machine is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// A remark for whoever watches.
+    pub fn say(&self, text: &str) {
+        if !self.silent {
+            say(self.host, &format!("kimage: {text}"));
         }
     }
 
@@ -68,7 +96,14 @@ impl<'a> Reporter<'a> {
     /// The phase failed this time; `last` when it is not tried again.
     pub fn failed(&mut self, failure: &Failure, last: bool) {
         let outcome = if last { Outcome::Failed } else { Outcome::Retrying };
-        self.tell(outcome, Some(failure.cause), Some(failure.message()));
+        let message = failure.message();
+        let known = self.told.as_ref().is_some_and(|(cause, told, when)| {
+            *cause == failure.cause && *told == message && when.elapsed() < REMINDER
+        });
+        if last || !known {
+            self.tell(outcome, Some(failure.cause), Some(message.clone()));
+            self.told = Some((failure.cause, message, Instant::now()));
+        }
         self.attempt = self.attempt.saturating_add(1);
     }
 
@@ -92,6 +127,9 @@ impl<'a> Reporter<'a> {
 
     /// Tells everybody. A report that can't be written must not keep a machine from working.
     fn tell(&self, outcome: Outcome, cause: Option<Cause>, message: Option<String>) {
+        if self.silent {
+            return;
+        }
         let status = self.status(outcome, cause, message);
         if let Ok(json) = serde_json::to_vec_pretty(&status) {
             drop(self.host.write(&self.host.path(STATUS_PATH), &json, 0o644));
@@ -117,7 +155,7 @@ fn in_words(status: &Status, cause: Cause) -> String {
 }
 
 /// Writes a line to the journal (by standard error) and to the console.
-fn say(host: &Host, line: &str) {
+pub(crate) fn say(host: &Host, line: &str) {
     let line = format!("{line}\n");
     drop(std::io::stderr().lock().write_all(line.as_bytes()));
     let console = std::fs::OpenOptions::new()

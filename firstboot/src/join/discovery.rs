@@ -4,14 +4,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_roles::cause::Cause;
 use kimage_roles::certificate::public_key_hash_der;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::token::Token;
 use crate::failure::Failure;
 
 /// The cluster, as its own signed word has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Discovered {
     /// `https://host:port`.
     pub server: String,

@@ -1,0 +1,95 @@
+//! `kimage-firstboot boot`: from a platform to a machine in service, at every boot. It may be killed anywhere and begins
+//! again; what it finds done stays.
+
+use std::thread;
+use std::time::Duration;
+
+use kimage_roles::status::Phase;
+
+use crate::action::Worker;
+use crate::backoff::Backoff;
+use crate::failure::Failure;
+use crate::host::{self, Host};
+use crate::ledger::Ledger;
+use crate::metadata::{self, Machine};
+use crate::plan::{Plan, plan};
+use crate::platform;
+use crate::report::Reporter;
+use crate::role;
+
+/// The longest pause between two questions to the platform.
+const METADATA_PAUSE: Duration = Duration::from_secs(10);
+/// Runs for as long as the machine is in service.
+const AGENT: &str = "kimage-agent.service";
+
+/// Goes all the way into service. A failure is one that trying again on this machine can't mend; it has been reported.
+pub fn run(host: &Host) -> Result<(), Failure> {
+    let role = role::read().map_err(Failure::internal)?;
+    let mut reporter = Reporter::new(host, &role.role);
+    let machine = learn(host, &role.role, &mut reporter)?;
+    reporter.name(&machine.name);
+    reporter.enter(Phase::Plan);
+    let prepared = prepare(host, &machine);
+    let (plan, mut ledger) = prepared.inspect_err(|failure| reporter.failed(failure, true))?;
+    if let Some(step) = ledger.interrupted() {
+        reporter.say(&format!("the last boot was interrupted during step {step}"));
+    }
+    let mut worker = Worker::new(host, &machine);
+    for step in &plan.steps {
+        if step.phase != reporter.phase() {
+            reporter.enter(step.phase);
+        }
+        ledger.begin(step.name)?;
+        persist(&mut reporter, step.action.longest_pause(), || worker.apply(&step.action))?;
+        ledger.finish(step.name)?;
+    }
+    host::output("systemctl", &["--no-block", "restart", AGENT].map(str::to_owned)).map_err(Failure::internal)?;
+    reporter.in_service();
+    Ok(())
+}
+
+/// What a boot would do, for people.
+pub fn dry_run(host: &Host) -> Result<String, Failure> {
+    let role = role::read().map_err(Failure::internal)?;
+    let platform = platform::detect(host);
+    let raw = platform::fetch(platform, host)?;
+    let machine = metadata::judge(raw, &role.role, &metadata::own_address)?;
+    Ok(plan(&machine)?.to_string())
+}
+
+/// Asks the platform who this machine is, until it answers.
+pub(crate) fn learn(host: &Host, role: &str, reporter: &mut Reporter<'_>) -> Result<Machine, Failure> {
+    reporter.enter(Phase::Platform);
+    let platform = platform::detect(host);
+    reporter.enter(Phase::Metadata);
+    persist(reporter, METADATA_PAUSE, || {
+        let raw = platform::fetch(platform, host)?;
+        metadata::judge(raw, role, &metadata::own_address)
+    })
+}
+
+fn prepare<'a>(host: &'a Host, machine: &Machine) -> Result<(Plan, Ledger<'a>), Failure> {
+    let plan = plan(machine)?;
+    let ledger = Ledger::open(host, &plan.identity, &machine.instance_id)?;
+    Ok((plan, ledger))
+}
+
+/// Tries until it works or can't work.
+fn persist<T>(
+    reporter: &mut Reporter<'_>,
+    longest_pause: Duration,
+    mut attempt: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut backoff = Backoff::seeded();
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(failure) if failure.cause.is_lasting() => {
+                reporter.failed(&failure, true);
+                return Err(failure);
+            }
+            Err(failure) => reporter.failed(&failure, false),
+        }
+        thread::sleep(backoff.next_wait().min(longest_pause));
+    }
+}
