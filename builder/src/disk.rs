@@ -145,7 +145,7 @@ pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
             };
             let from = File::open(source).with_context(|| format!("open {}", source.display()))?;
             sparse::copy(&from, file, partition.start)
-                .with_context(|| format!("copy {} into {}", source.display(), out.display()))?;
+                .with_context(|| format!("copy {}", source.display()))?;
         }
         Ok(())
     })?;

@@ -85,6 +85,8 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         ));
         return Ok(manifest);
     }
+    // First, because fetching and compiling may take minutes: an output folder that can't be written to shows at once.
+    let staging = Staging::begin(&order.output, &order.role)?;
     inputs::fetch(
         &definition.image,
         &lock,
@@ -95,7 +97,6 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         progress,
     )?;
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
-    let staging = Staging::begin(&order.output, &order.role)?;
 
     let task = progress.task("assemble the root filesystem", None);
     let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
