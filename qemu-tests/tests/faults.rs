@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -216,7 +216,7 @@ fn build_with_little_room(script: &str, mount: &Path, store: &Path, output: &Pat
 
 #[test]
 fn a_full_disk_is_told_with_place_and_remedy_and_leaves_nothing() {
-    release(IMAGE, "etcd").unwrap();
+    let built = release(IMAGE, "etcd").unwrap();
     let place = folder();
     let output = place.path().join("out");
     fs::create_dir(&output).unwrap();
@@ -238,10 +238,13 @@ fn a_full_disk_is_told_with_place_and_remedy_and_leaves_nothing() {
         );
     };
     let own = Store::default_root().unwrap();
+    // Room for half of each of the three large files, one after the other.
+    let stored = |name: &str| built.join(name).metadata().unwrap().blocks() * 512;
+    let (raw, qcow2, uki) = (stored("disk.raw"), stored("disk.qcow2"), stored("kernel.efi"));
     for (size, file) in [
-        ("20m", "disk.raw"),
-        ("150m", "disk.qcow2"),
-        ("253m", ".etcd.kimage"),
+        (raw / 2, "disk.raw"),
+        (raw + qcow2 / 2, "disk.qcow2"),
+        (raw + qcow2 + uki / 2, "kernel.efi"),
     ] {
         let mount = format!("mount -t tmpfs -o size={size} tmpfs \"$MOUNT\"");
         told(
@@ -257,6 +260,19 @@ fn a_full_disk_is_told_with_place_and_remedy_and_leaves_nothing() {
         &build_with_little_room(mount, &store, &store, &output),
         &["unpack "],
     );
+}
+
+/// A copy to take [`Copy`]s of: a new link to a file of the release itself would make the next build look at it anew.
+fn copied(release: &Path) -> tempfile::TempDir {
+    let folder = folder();
+    finish(
+        command("cp")
+            .args(["-rT", "--sparse=always"])
+            .arg(release)
+            .arg(folder.path()),
+    )
+    .unwrap();
+    folder
 }
 
 /// A release that a test may damage: the files are links until [`Copy::own`].
@@ -320,7 +336,8 @@ impl Copy {
 
 #[test]
 fn verify_names_what_was_changed_in_a_release() {
-    let (release, key) = (release(IMAGE, "etcd").unwrap(), keys().unwrap());
+    let (release, key) = (copied(&release(IMAGE, "etcd").unwrap()), keys().unwrap());
+    let release = release.path();
     let manifest = Manifest::from_json(&fs::read(release.join("manifest.json")).unwrap()).unwrap();
     let inside = |name: &str| {
         let found = manifest
@@ -329,7 +346,7 @@ fn verify_names_what_was_changed_in_a_release() {
             .find(|partition| partition.name == name);
         found.unwrap().offset + 4096 + 17
     };
-    assert_eq!(Copy::of(&release).verify(&key), (0, vec![]));
+    assert_eq!(Copy::of(release).verify(&key), (0, vec![]));
 
     type Damage<'a> = Box<dyn Fn(&Copy) + 'a>;
     let flip =
@@ -375,7 +392,7 @@ fn verify_names_what_was_changed_in_a_release() {
         (remove("manifest.json.sig"), &["manifest.json.sig"]),
     ];
     for (damage, expected) in cases {
-        let copy = Copy::of(&release);
+        let copy = Copy::of(release);
         damage(&copy);
         let (code, failed) = copy.verify(&key);
         assert_eq!(code, 5, "{expected:?}: {failed:?}");
@@ -384,7 +401,7 @@ fn verify_names_what_was_changed_in_a_release() {
         }
     }
 
-    let copy = Copy::of(&release);
+    let copy = Copy::of(release);
     let foreign = copy.path().join("../foreign-keys");
     let _ = fs::remove_dir_all(&foreign);
     finish(command(kimage().unwrap()).args(["keys", "new"]).arg(&foreign)).unwrap();
@@ -448,7 +465,8 @@ fn inspect_and_diff_say_what_is_in_real_releases() {
     assert!(added("components", "cni-plugins"), "{}", difference["components"]);
 
     // Both believe a manifest only when it is signed.
-    let copy = Copy::of(&etcd);
+    let whole = copied(&etcd);
+    let copy = Copy::of(whole.path());
     copy.flip("manifest.json", 20);
     for arguments in [&["inspect"][..], &["diff", etcd.to_str().unwrap()]] {
         let mut refused = command(kimage().unwrap());
