@@ -131,8 +131,11 @@ fn deb_with(name: &str, data: &[u8], claimed: Option<u64>) -> Vec<u8> {
     ])
 }
 
+/// A package's name and its .deb.
+type Package = (&'static str, Vec<u8>);
+
 /// The archive of [`Bench`] whose base is these packages.
-fn archive_of(debs: &[(&'static str, Vec<u8>)]) -> Bench {
+fn archive_of(debs: &[Package]) -> Bench {
     let mut bench = Bench::timeless();
     bench.install = debs.iter().map(|(name, _)| *name).collect();
     bench.packages = debs
@@ -181,7 +184,7 @@ fn hostile_packages_are_refused_by_name_and_write_nothing() {
         ..file("./huge", b"little")
     };
     let folder = other("./usr/", b'5', "");
-    let cases: Vec<(Vec<(&'static str, Vec<u8>)>, &str)> = vec![
+    let cases: Vec<(Vec<Package>, &str)> = vec![
         (
             one(&[file("../../../../../../tmp/kimage-evil", b"x")]),
             "../../tmp/kimage-evil",
