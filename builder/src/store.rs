@@ -198,13 +198,19 @@ impl Store {
         let file = File::open(path).map_err(io_error)?;
         file.set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(io_error)?;
-        // The name promises the bytes, so they must be on the disk before the name is.
-        file.sync_all().map_err(io_error)?;
+        // Not synced: on a slow disk that took longer than the download. A power cut may leave the name without its
+        // bytes; the next reader hashes them, as `verified` only records what is on the disk.
         self.folder_of(&target)?;
         fs::rename(path, &target).map_err(io_error)?;
         let identity = Identity::of(&file).map_err(io_error)?;
         self.verified().remember(digest, identity);
         Ok(target)
+    }
+
+    /// Returns when all that was put in is on the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let synced = File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        synced.map_err(|error| self.unwritable(&self.root, &error))
     }
 
     /// The finished artifact folder of `kind` for `key`, if there is one.
