@@ -127,7 +127,7 @@ pub fn fetch_with(
     });
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     if failures.is_empty() {
-        // Once for all: one call per blob took most of the time of small ones.
+        // Once for all: a call per blob waits for the disk each time.
         store.sync()?;
         task.done();
         return Ok(());

@@ -198,8 +198,8 @@ impl Store {
         let file = File::open(path).map_err(io_error)?;
         file.set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(io_error)?;
-        // Not synced: on a slow disk that took longer than the download. A power cut may leave the name without its
-        // bytes; the next reader hashes them, as `verified` only records what is on the disk.
+        // Not synced one by one: whoever adopts many calls `sync` in the end. A power cut before that may leave the
+        // name without its bytes; the next reader hashes them, as `verified` only records what is on the disk.
         self.folder_of(&target)?;
         fs::rename(path, &target).map_err(io_error)?;
         let identity = Identity::of(&file).map_err(io_error)?;
