@@ -77,7 +77,7 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
-    let key = Key::new(order, &definition, &lock, signer.identity())?;
+    let key = Key::new(order, &definition, &lock, signer.identity(), store)?;
     if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
         progress.line(&format!(
             "nothing changed since {} was built",
@@ -342,6 +342,7 @@ fn describe(
             .map(|component| manifest::Component {
                 name: component.name.clone(),
                 version: component.version.clone(),
+                compiler: component.compiler.clone(),
             })
             .collect(),
         packages: u32::try_from(assembled.packages.len())?,
