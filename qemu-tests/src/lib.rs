@@ -7,4 +7,5 @@ pub mod control;
 pub mod images;
 pub mod machine;
 pub mod packages;
+pub mod processes;
 pub mod programs;
