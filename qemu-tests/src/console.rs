@@ -141,10 +141,11 @@ fn find(transcript: &Transcript, position: usize, patterns: &[&str]) -> Option<(
         let length = match rest.iter().position(|byte| *byte == b'\n') {
             Some(end) => end + 1,
             None if transcript.ended => rest.len(),
-            // A prompt has no line's end; a pattern in it counts as soon as it is whole.
+            // A prompt has no line's end, but a space: such a pattern counts as soon as it is whole.
             None => {
                 let line = String::from_utf8_lossy(rest);
-                let which = patterns.iter().position(|pattern| line.ends_with(pattern))?;
+                let is_prompt = |pattern: &&str| pattern.ends_with(' ') && line.ends_with(*pattern);
+                let which = patterns.iter().position(is_prompt)?;
                 return Some((which, line.into_owned(), transcript.text.len()));
             }
         };

@@ -278,7 +278,7 @@ fn one_flipped_bit_in_the_root_that_is_read_stops_the_machine() {
     let patterns = ["dm-verity device corrupted", "multi-user.target", HALT];
     let (which, line) = machine.console().wait_for_any(&patterns, DEADLINE).unwrap();
     assert_eq!(which, 0, "{line}");
-    machine.console().wait_for(PANIC, DEADLINE).unwrap();
+    assert!(line.contains(PANIC), "{line}");
     // Nobody has to press a button: `panic=` restarts the machine, which here is its end. systemd-boot counts the try.
     let control = machine.control().unwrap();
     let event = control.wait_for_event("SHUTDOWN", DEADLINE).unwrap();
