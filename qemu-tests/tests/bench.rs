@@ -1,9 +1,6 @@
 //! The bench itself: firmware starts, the control socket answers, a machine ends with its value.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a test's second process tells the first what it started"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -88,6 +88,9 @@ fn boots_and_keeps_its_promises(image: &str, role: &str) {
     machine.console().type_text(QUESTION).unwrap();
     let transcript = self_test_passes(&mut machine);
     println!("{image} {role}: {}", phases(&mut machine));
+    for line in transcript.lines().filter(|line| line.contains("kimage-")) {
+        println!("    {}", line.trim());
+    }
     machine.quit().unwrap();
     let manifest = Manifest::from_json(&fs::read(release.join("manifest.json")).unwrap()).unwrap();
     assert!(transcript.contains("Secure boot enabled"), "{transcript}");
