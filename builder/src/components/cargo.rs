@@ -26,6 +26,7 @@ const VARIABLES: &[&str] = &[
     "CARGO_HOME",
     "RUSTUP_HOME",
     "RUSTUP_TOOLCHAIN",
+    "RUSTUP_AUTO_INSTALL",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",

@@ -325,6 +325,7 @@ fn add_generated(
         role: role.name.clone(),
         image: definition.image.name.clone(),
         kernel: kernel.to_owned(),
+        root_size_mib: role.manifest.root_size_mib,
         components,
     };
     put(kimage_roles::role::ROLE_PATH, contract.to_json()?)
