@@ -48,13 +48,14 @@ pub fn run(host: &Host) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a boot would do, for people.
-pub fn dry_run(host: &Host) -> Result<String, Failure> {
+/// Prints what a boot would do.
+pub fn dry_run(host: &Host) -> Result<(), Failure> {
     let role = role::read().map_err(Failure::internal)?;
     let platform = platform::detect(host);
     let raw = platform::fetch(platform, host)?;
     let machine = metadata::judge(raw, &role.role, &metadata::own_address)?;
-    Ok(plan(&machine)?.to_string())
+    host::print(&plan(&machine)?.to_string());
+    Ok(())
 }
 
 /// Asks the platform who this machine is, until it answers.

@@ -157,6 +157,17 @@ pub(crate) fn output(program: &str, arguments: &[String]) -> Result<String> {
     Ok(text)
 }
 
+/// Says one line, with the name of who says it.
+pub(crate) fn say(who: &str, text: &str) {
+    use std::io::Write;
+
+    let line = format!("{who}: {text}\n");
+    // The unit's output goes to the journal, which keeps it; the console is for whoever watches.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    let console = std::fs::OpenOptions::new().write(true).open("/dev/console");
+    let _ = console.and_then(|mut console| console.write_all(line.as_bytes()));
+}
+
 /// Writes a report to standard output, which systemd leads to the console and the journal.
 pub(crate) fn print(text: &str) {
     use std::io::Write;

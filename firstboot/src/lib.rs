@@ -6,6 +6,7 @@ pub mod approver;
 pub mod arguments;
 pub mod backoff;
 pub mod boot;
+pub mod containers;
 pub mod control_plane;
 pub mod etcd;
 pub mod failure;

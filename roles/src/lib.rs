@@ -3,10 +3,12 @@
 
 pub mod cause;
 pub mod certificate;
+pub mod containers;
 pub mod inventory;
 pub mod node_config;
 mod pem;
 pub mod role;
 pub mod secret;
+pub mod slot;
 pub mod stage0;
 pub mod status;
