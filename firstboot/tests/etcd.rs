@@ -3,6 +3,7 @@
 //! Needs the binary: `KIMAGE_ETCD=/usr/bin/etcd cargo test -p kimage-firstboot --test etcd -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "times of a run are of interest")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use kimage_firstboot::etcd::client::Gateway;
 use kimage_firstboot::etcd::config::Settings;
-use kimage_firstboot::etcd::formation::{Formation, Means, Patience, Settled, Step};
+use kimage_firstboot::etcd::formation::{Formation, Patience, Settled, Step};
 use kimage_firstboot::etcd::site::{Service, Site};
+use kimage_firstboot::etcd::world::Means;
 use kimage_firstboot::etcd::{Identity, Peer};
 use kimage_firstboot::failure::Failure;
 use kimage_firstboot::http::{self, Client, Trust};

@@ -7,7 +7,7 @@ use kimage_roles::node_config::Timing;
 use serde_json::{Map, Value, json};
 
 use super::Identity;
-use super::formation::Launch;
+use super::world::Launch;
 
 /// Cipher suites of TLS 1.2, all AEAD with forward secrecy; TLS 1.3 has no others. Leaf keys are ECDSA.
 const CIPHER_SUITES: [&str; 3] = [

@@ -2,11 +2,9 @@
 
 use kimage_roles::cause::Cause;
 
-use super::formation::{
-    Formation, Launch, Local, Mark, Means, Outcome, Settled, Step, World, foreign, waiting,
-};
+use super::formation::{Formation, Settled, Step, foreign, waiting};
+use super::world::{Launch, Local, Mark, Means, Outcome, World};
 use super::{Id, Member, View};
-use crate::failure::Failure;
 use crate::inventory::Standing;
 use crate::record::{Phase, Record, Version};
 

@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use self::net::{Net, Sabotage, Seat};
-use super::formation::{Formation, Means, Patience, Step};
+use super::formation::{Formation, Patience, Step};
+use super::world::Means;
 
 mod etcd;
 mod net;

@@ -11,7 +11,7 @@ use kimage_roles::cause::Cause;
 
 use super::client::Gateway;
 use super::config::{self, Settings};
-use super::formation::{Disk, Glance, Launch, Local, Mark, Outcome, World};
+use super::world::{Disk, Glance, Launch, Local, Mark, Outcome, World};
 use super::{Id, Member, View};
 use crate::failure::Failure;
 use crate::inventory::{Inventory, Standing};

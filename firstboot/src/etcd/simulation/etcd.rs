@@ -6,7 +6,7 @@ use std::time::Duration;
 use kimage_roles::cause::Cause;
 
 use super::net::{Data, Machine, Net, Process, Sabotage, hash};
-use crate::etcd::formation::{Glance, Launch, Local, Outcome};
+use crate::etcd::world::{Glance, Launch, Local, Outcome};
 use crate::etcd::{Id, Member, View};
 use crate::failure::Failure;
 

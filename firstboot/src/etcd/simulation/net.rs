@@ -7,7 +7,7 @@ use kimage_roles::cause::Cause;
 
 use super::Met;
 use super::etcd::Cluster;
-use crate::etcd::formation::{Disk, Glance, Launch, Local, Mark, Outcome, World};
+use crate::etcd::world::{Disk, Glance, Launch, Local, Mark, Outcome, World};
 use crate::etcd::{Id, Identity, Member, Peer, View};
 use crate::failure::Failure;
 use crate::inventory::Standing;
