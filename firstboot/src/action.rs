@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use kimage_roles::certificate::{Authority, Profile};
 use kimage_roles::cause::Cause;
+use kimage_roles::certificate::{Authority, Profile};
 use kimage_roles::node_config::{KeyPair, Secrets};
 
 use crate::control_plane::identity::{Client, Leaf, Signer};
@@ -80,7 +80,11 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let paths = |files: &[RenderedFile]| {
-            files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(" ")
+            files
+                .iter()
+                .map(|file| file.path.as_str())
+                .collect::<Vec<_>>()
+                .join(" ")
         };
         match self {
             Self::NameHost(name) => write!(f, "call the host {name}"),
@@ -182,7 +186,8 @@ impl<'a> Worker<'a> {
             Signer::Kubernetes => secrets.ca.as_ref(),
             Signer::FrontProxy => secrets.front_proxy_ca.as_ref(),
         };
-        let pair = pair.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "secrets: an authority is missing"))?;
+        let pair =
+            pair.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "secrets: an authority is missing"))?;
         Authority::from_pair(pair).or_failure(Cause::ConfigInvalid)
     }
 
@@ -194,6 +199,11 @@ impl<'a> Worker<'a> {
         let pair: KeyPair = pair.map_err(Failure::internal)?;
         let ca = self.secrets()?.ca.as_ref().map(|ca| ca.certificate.clone());
         let server = self.machine.node().own_api_server();
-        Api::new(&server, Trust::Pinned(ca.unwrap_or_default()), Caller::Certificate(pair)).map_err(Failure::internal)
+        Api::new(
+            &server,
+            Trust::Pinned(ca.unwrap_or_default()),
+            Caller::Certificate(pair),
+        )
+        .map_err(Failure::internal)
     }
 }

@@ -25,12 +25,20 @@ const USAGES: [&str; 3] = ["digital signature", "key encipherment", "server auth
 
 /// Looks at all requests that wait; says what it approved and what it didn't, a line each.
 pub fn approve_waiting(api: &Api) -> Result<Vec<String>, ApiError> {
-    let list = api.get(&format!("{REQUESTS}?fieldSelector=spec.signerName%3Dkubernetes.io%2Fkubelet-serving"))?;
+    let list = api.get(&format!(
+        "{REQUESTS}?fieldSelector=spec.signerName%3Dkubernetes.io%2Fkubelet-serving"
+    ))?;
     let empty = Vec::new();
-    let items = list.as_ref().and_then(|list| list["items"].as_array()).unwrap_or(&empty);
+    let items = list
+        .as_ref()
+        .and_then(|list| list["items"].as_array())
+        .unwrap_or(&empty);
     let mut lines = Vec::new();
     for request in items.iter().filter(|request| waits(request)) {
-        let name = request.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let name = request
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         match judge(request, |node| api.get(&format!("/api/v1/nodes/{node}")))? {
             Ok(node) => {
                 approve(api, name, request)?;
@@ -95,7 +103,9 @@ impl Asked {
     fn read(request: &Value) -> Result<Self, String> {
         let spec = &request["spec"];
         let user = spec["username"].as_str().unwrap_or_default();
-        let node = user.strip_prefix(USER_PREFIX).ok_or_else(|| format!("`{user}` is no node"))?;
+        let node = user
+            .strip_prefix(USER_PREFIX)
+            .ok_or_else(|| format!("`{user}` is no node"))?;
         let texts = |key: &str| -> Vec<&str> {
             let list = spec[key].as_array().map(Vec::as_slice).unwrap_or_default();
             list.iter().filter_map(Value::as_str).collect()
@@ -127,10 +137,18 @@ fn names(pem: &[u8], user: &str) -> Result<BTreeSet<String>, String> {
         (Some(value), true) => value.to_owned(),
         _ => String::new(),
     };
-    let common = one(subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect());
-    let organization = one(subject.iter_organization().filter_map(|name| name.as_str().ok()).collect());
+    let common = one(subject
+        .iter_common_name()
+        .filter_map(|name| name.as_str().ok())
+        .collect());
+    let organization = one(subject
+        .iter_organization()
+        .filter_map(|name| name.as_str().ok())
+        .collect());
     if common != user || organization != GROUP {
-        return Err(format!("`{user}` asks for a certificate of `{common}` in `{organization}`"));
+        return Err(format!(
+            "`{user}` asks for a certificate of `{common}` in `{organization}`"
+        ));
     }
     let mut names = BTreeSet::new();
     for extension in csr.requested_extensions().into_iter().flatten() {
@@ -167,7 +185,10 @@ fn addresses(node: &Value) -> BTreeSet<String> {
     list.iter()
         .filter_map(|address| address["address"].as_str())
         // One spelling for each address.
-        .map(|text| text.parse::<IpAddr>().map_or_else(|_| text.to_owned(), |address| address.to_string()))
+        .map(|text| {
+            text.parse::<IpAddr>()
+                .map_or_else(|_| text.to_owned(), |address| address.to_string())
+        })
         .collect()
 }
 
@@ -180,7 +201,9 @@ mod tests {
     fn request(user: &str, group: &str, common: &str, names: &[&str], usages: &[&str]) -> Value {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = DistinguishedName::new();
-        parameters.distinguished_name.push(DnType::OrganizationName, group);
+        parameters
+            .distinguished_name
+            .push(DnType::OrganizationName, group);
         parameters.distinguished_name.push(DnType::CommonName, common);
         parameters.subject_alt_names = names
             .iter()
@@ -189,7 +212,9 @@ mod tests {
                 Err(_) => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
-        let csr = parameters.serialize_request(&KeyPair::generate().unwrap()).unwrap();
+        let csr = parameters
+            .serialize_request(&KeyPair::generate().unwrap())
+            .unwrap();
         json!({"metadata": {"name": "csr-1"}, "spec": {
             "signerName": SIGNER, "username": user, "groups": [group, "system:authenticated"], "usages": usages,
             "request": STANDARD.encode(csr.pem().unwrap()),
@@ -221,13 +246,22 @@ mod tests {
         let client = ["digital signature", "client auth"];
         for (request, why) in [
             (request(NODE, GROUP, NODE, &["10.0.0.8"], &SERVER), "no address"),
-            (request(NODE, GROUP, NODE, &["w1", "kubernetes"], &SERVER), "no address"),
+            (
+                request(NODE, GROUP, NODE, &["w1", "kubernetes"], &SERVER),
+                "no address",
+            ),
             (request(NODE, GROUP, NODE, &[], &SERVER), "no name"),
-            (request(NODE, GROUP, "system:node:w2", &["w1"], &SERVER), "asks for a certificate of"),
+            (
+                request(NODE, GROUP, "system:node:w2", &["w1"], &SERVER),
+                "asks for a certificate of",
+            ),
             (request(NODE, "system:masters", NODE, &["w1"], &SERVER), "not in"),
             (request("admin", GROUP, "admin", &["w1"], &SERVER), "is no node"),
             (request(NODE, GROUP, NODE, &["w1"], &client), "usages"),
-            (request("system:node:w9", GROUP, "system:node:w9", &["w9"], &SERVER), "no Node"),
+            (
+                request("system:node:w9", GROUP, "system:node:w9", &["w9"], &SERVER),
+                "no Node",
+            ),
         ] {
             let said = verdict(&request).unwrap_err();
             assert!(said.contains(why), "{said} lacks {why}");

@@ -40,10 +40,13 @@ pub fn run(host: &Host) -> Result<(), Failure> {
             reporter.enter(step.phase);
         }
         ledger.begin(step.name)?;
-        persist(&mut reporter, step.action.longest_pause(), || worker.apply(&step.action))?;
+        persist(&mut reporter, step.action.longest_pause(), || {
+            worker.apply(&step.action)
+        })?;
         ledger.finish(step.name)?;
     }
-    host::output("systemctl", &["--no-block", "restart", AGENT].map(str::to_owned)).map_err(Failure::internal)?;
+    host::output("systemctl", &["--no-block", "restart", AGENT].map(str::to_owned))
+        .map_err(Failure::internal)?;
     reporter.in_service();
     Ok(())
 }

@@ -11,7 +11,7 @@ use kimage_roles::node_config;
 
 use crate::failure::Failure;
 use crate::host::read_bounded;
-use crate::http::{Client, Request, Settings};
+use crate::http::{Client, Settings};
 
 /// What is known of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +107,8 @@ impl Signed {
     fn bytes(&self) -> Result<Vec<u8>, String> {
         match &self.source {
             Source::Http(url, client) => client.get(url).map_err(|error| error.to_string()),
-            Source::File(path) => {
-                read_bounded(Path::new(path), MAX_INVENTORY as u64).map_err(|error| format!("{path}: {error}"))
-            }
+            Source::File(path) => read_bounded(Path::new(path), MAX_INVENTORY as u64)
+                .map_err(|error| format!("{path}: {error}")),
         }
     }
 }

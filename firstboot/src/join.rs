@@ -40,8 +40,12 @@ pub struct Joined {
 /// Whether the cluster runs kube-proxy in pods: unless its kubeadm configuration says that it doesn't. A joining node
 /// may read that; the DaemonSet itself it may not.
 fn has_kube_proxy(api: &Api) -> Result<bool, Failure> {
-    let config = api.get(KUBEADM_CONFIG).map_err(|error| with_token(error, "read kubeadm-config"))?;
-    let text = config.as_ref().and_then(|config| config.pointer("/data/ClusterConfiguration"));
+    let config = api
+        .get(KUBEADM_CONFIG)
+        .map_err(|error| with_token(error, "read kubeadm-config"))?;
+    let text = config
+        .as_ref()
+        .and_then(|config| config.pointer("/data/ClusterConfiguration"));
     let Some(text) = text.and_then(Value::as_str) else {
         return Ok(true);
     };

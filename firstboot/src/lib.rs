@@ -34,4 +34,4 @@ pub mod stage0;
 pub mod state;
 pub mod storage;
 mod sysfs;
-mod tls;
+pub mod tls;

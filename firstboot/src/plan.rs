@@ -97,7 +97,14 @@ impl fmt::Display for Plan {
         } = &self.identity;
         writeln!(f, "{role} {node} of cluster {cluster}")?;
         for (index, step) in self.steps.iter().enumerate() {
-            writeln!(f, "{:3}. {:<14} {:<24} {}", index + 1, step.phase.as_str(), step.name, step.action)?;
+            writeln!(
+                f,
+                "{:3}. {:<14} {:<24} {}",
+                index + 1,
+                step.phase.as_str(),
+                step.name,
+                step.action
+            )?;
         }
         Ok(())
     }

@@ -80,7 +80,10 @@ pub trait RecordStore {
 /// The store that a NodeConfig names.
 pub fn open(place: &Place) -> Result<Box<dyn RecordStore>, Failure> {
     let trust = match place {
-        Place::Etcd { ca_certificate: Some(pem), .. } => Trust::Pinned(pem.clone()),
+        Place::Etcd {
+            ca_certificate: Some(pem),
+            ..
+        } => Trust::Pinned(pem.clone()),
         _ => Trust::System,
     };
     let settings = Settings {
@@ -92,14 +95,31 @@ pub fn open(place: &Place) -> Result<Box<dyn RecordStore>, Failure> {
     };
     let client = Client::new(&settings).map_err(|error| Failure::new(Cause::ConfigInvalid, error))?;
     Ok(match place.clone() {
-        Place::S3 { endpoint, region, bucket, key, credentials } => {
+        Place::S3 {
+            endpoint,
+            region,
+            bucket,
+            key,
+            credentials,
+        } => {
             let keys = match credentials {
                 Some(credentials) => s3::Keys::Fixed(credentials),
                 None => s3::Keys::Instance,
             };
-            Box::new(s3::S3 { client, endpoint, region, bucket, key, keys })
+            Box::new(s3::S3 {
+                client,
+                endpoint,
+                region,
+                bucket,
+                key,
+                keys,
+            })
         }
-        Place::Etcd { endpoints, key, .. } => Box::new(etcd::EtcdKey { client, endpoints, key }),
+        Place::Etcd { endpoints, key, .. } => Box::new(etcd::EtcdKey {
+            client,
+            endpoints,
+            key,
+        }),
         Place::Http { url, token } => Box::new(http::HttpResource { client, url, token }),
         Place::File { path } => Box::new(file::RecordFile::new(path)),
     })
@@ -108,10 +128,11 @@ pub fn open(place: &Place) -> Result<Box<dyn RecordStore>, Failure> {
 /// Reads the bytes of a record.
 fn parse(bytes: &[u8], place: &str) -> Result<Record, Failure> {
     if bytes.len() > MAX_RECORD {
-        return Err(broken(format!("the record at {place} has more than {MAX_RECORD} bytes")));
+        return Err(broken(format!(
+            "the record at {place} has more than {MAX_RECORD} bytes"
+        )));
     }
-    serde_json::from_slice(bytes)
-        .map_err(|error| broken(format!("the record at {place} is none: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| broken(format!("the record at {place} is none: {error}")))
 }
 
 fn bytes_of(record: &Record) -> Result<Vec<u8>, Failure> {

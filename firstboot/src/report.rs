@@ -158,7 +158,9 @@ fn in_words(status: &Status, cause: Cause) -> String {
 pub(crate) fn say(host: &Host, line: &str) {
     let line = format!("{line}\n");
     drop(std::io::stderr().lock().write_all(line.as_bytes()));
-    let console = std::fs::OpenOptions::new().write(true).open(host.path("/dev/console"));
+    let console = std::fs::OpenOptions::new()
+        .write(true)
+        .open(host.path("/dev/console"));
     drop(console.and_then(|mut console| console.write_all(line.as_bytes())));
 }
 

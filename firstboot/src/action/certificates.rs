@@ -49,7 +49,9 @@ impl Worker<'_> {
             _ => None,
         };
         let write = |path: &std::path::Path, bytes: &str, mode| {
-            self.host.write_for(path, bytes.as_bytes(), mode, owner).map_err(Failure::internal)
+            self.host
+                .write_for(path, bytes.as_bytes(), mode, owner)
+                .map_err(Failure::internal)
         };
         // The key first: a certificate without its key would be taken for a pair that fits.
         write(&key, pair.key.reveal(), 0o600)?;
@@ -62,7 +64,8 @@ impl Worker<'_> {
         let authority = self.authority(Signer::Kubernetes)?;
         let ca = self.secrets()?.ca.as_ref().map(|ca| ca.certificate.as_str());
         for client in clients {
-            let pair = issue(&authority, &client.profile, SystemTime::now(), LIFETIME).or_failure(Cause::Internal)?;
+            let pair = issue(&authority, &client.profile, SystemTime::now(), LIFETIME)
+                .or_failure(Cause::Internal)?;
             let kubeconfig = Kubeconfig {
                 cluster: &client.cluster,
                 server: &client.server,
@@ -71,7 +74,9 @@ impl Worker<'_> {
                 credentials: Credentials::Certificate(&pair),
             };
             let path = self.host.path(client.path);
-            let written = self.host.write(&path, kubeconfig.to_json().reveal().as_bytes(), 0o600);
+            let written = self
+                .host
+                .write(&path, kubeconfig.to_json().reveal().as_bytes(), 0o600);
             written.map_err(Failure::internal)?;
         }
         Ok(())

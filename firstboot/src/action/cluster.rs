@@ -8,7 +8,11 @@ use crate::failure::{Failure, OrFailure};
 use crate::kubernetes::{Api, ApiError};
 use crate::{control_plane, objects};
 
-const SERVICES: [&str; 3] = ["kube-apiserver.service", "kube-controller-manager.service", "kube-scheduler.service"];
+const SERVICES: [&str; 3] = [
+    "kube-apiserver.service",
+    "kube-controller-manager.service",
+    "kube-scheduler.service",
+];
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kimage-init";
 /// So long nobody else applies objects when their holder has gone away.
 const LEASE_SECONDS: i64 = 30;
@@ -36,7 +40,8 @@ impl Worker<'_> {
         take_lease(&api, &self.machine.name)?;
         let all = objects::all(&self.machine.config, &self.findings.etcd).or_failure(Cause::ConfigInvalid)?;
         for object in &all {
-            api.apply(object).map_err(|error| failed(error).context(name(object)))?;
+            api.apply(object)
+                .map_err(|error| failed(error).context(name(object)))?;
         }
         // Losing the lease is harmless, so is failing to give it back.
         drop(api.merge(LEASE, &json!({"spec": {"holderIdentity": ""}})));
@@ -51,7 +56,11 @@ fn name(object: &Value) -> String {
 }
 
 fn take_lease(api: &Api, holder: &str) -> Result<(), Failure> {
-    let failed = |error: ApiError| error.failure(Cause::ApiServerNotReady).context("take the lease kimage-init");
+    let failed = |error: ApiError| {
+        error
+            .failure(Cause::ApiServerNotReady)
+            .context("take the lease kimage-init")
+    };
     let now = jiff::Timestamp::now();
     let spec = json!({
         "holderIdentity": holder,
@@ -59,7 +68,10 @@ fn take_lease(api: &Api, holder: &str) -> Result<(), Failure> {
         "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
     });
     let held = |other: &str| {
-        Failure::because(Cause::ApiServerNotReady, format!("{other} applies the cluster's objects"))
+        Failure::because(
+            Cause::ApiServerNotReady,
+            format!("{other} applies the cluster's objects"),
+        )
     };
     let taken = match api.get(LEASE).map_err(failed)? {
         None => {
@@ -67,7 +79,10 @@ fn take_lease(api: &Api, holder: &str) -> Result<(), Failure> {
                 "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
                 "metadata": {"name": "kimage-init", "namespace": "kube-system"},
             });
-            api.create("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases", &lease)
+            api.create(
+                "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases",
+                &lease,
+            )
         }
         Some(mut lease) => {
             if let Some(other) = living_holder(&lease, now).filter(|other| *other != holder) {
@@ -86,7 +101,9 @@ fn take_lease(api: &Api, holder: &str) -> Result<(), Failure> {
 /// Who holds a lease, unless its time is over.
 fn living_holder(lease: &Value, now: jiff::Timestamp) -> Option<&str> {
     let spec = &lease["spec"];
-    let holder = spec["holderIdentity"].as_str().filter(|holder| !holder.is_empty())?;
+    let holder = spec["holderIdentity"]
+        .as_str()
+        .filter(|holder| !holder.is_empty())?;
     let renewed: jiff::Timestamp = spec["renewTime"].as_str()?.parse().ok()?;
     let seconds = spec["leaseDurationSeconds"].as_i64().unwrap_or(LEASE_SECONDS);
     (now.duration_since(renewed).as_secs() < seconds).then_some(holder)
@@ -99,12 +116,19 @@ mod tests {
     #[test]
     fn a_lease_is_free_when_nobody_or_somebody_long_gone_holds_it() {
         let now: jiff::Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let lease = |holder: &str, renewed: &str| {
-            json!({"spec": {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 30}})
-        };
-        assert_eq!(living_holder(&lease("a", "2026-01-01T00:00:40.000000Z"), now), Some("a"));
-        assert_eq!(living_holder(&lease("a", "2026-01-01T00:00:20.000000Z"), now), None);
-        assert_eq!(living_holder(&lease("", "2026-01-01T00:00:59.000000Z"), now), None);
+        let lease = |holder: &str, renewed: &str| json!({"spec": {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 30}});
+        assert_eq!(
+            living_holder(&lease("a", "2026-01-01T00:00:40.000000Z"), now),
+            Some("a")
+        );
+        assert_eq!(
+            living_holder(&lease("a", "2026-01-01T00:00:20.000000Z"), now),
+            None
+        );
+        assert_eq!(
+            living_holder(&lease("", "2026-01-01T00:00:59.000000Z"), now),
+            None
+        );
         assert_eq!(living_holder(&json!({}), now), None);
     }
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
-use kimage_roles::node_config::{self, StaticMember};
+use kimage_roles::node_config;
 
 use super::Worker;
 use crate::etcd::client::Gateway;
 use crate::etcd::config::Settings;
-use crate::etcd::formation::{Formation, Means, Patience, Step};
+use crate::etcd::formation::{Formation, Patience, Settled, Step};
 use crate::etcd::site::{Site, Systemd};
-use crate::etcd::{Identity, Peer};
+use crate::etcd::{self, CLIENT_PORT, PEER_PORT};
 use crate::failure::{Failure, OrFailure};
 use crate::host::Host;
 use crate::http::{self, Client, Trust};
@@ -23,8 +23,6 @@ use crate::{inventory, record};
 const CONFIG: &str = "/etc/etcd/etcd.yaml";
 const MARK: &str = "/var/lib/kimage/etcd.json";
 const DATA: &str = "/var/lib/etcd";
-const CLIENT_PORT: u16 = 2379;
-const PEER_PORT: u16 = 2380;
 
 /// This machine as a member, or on its way to be one.
 pub struct Member {
@@ -36,11 +34,11 @@ impl Member {
     /// A member of the etcd that the NodeConfig describes.
     pub fn new(host: &Host, machine: &Machine) -> Result<Self, Failure> {
         let config = etcd_of(machine)?;
-        let (means, store) = match &config.formation {
-            node_config::Formation::Static(list) => (Means::List(list.iter().map(peer).collect()), None),
-            node_config::Formation::Record(place) => (Means::Record, Some(record::open(place)?)),
+        let store = match &config.formation {
+            node_config::Formation::Static(_) => None,
+            node_config::Formation::Record(place) => Some(record::open(place)?),
         };
-        let identity = identity(machine, &config.formation)?;
+        let (identity, means) = etcd::identify(&config.formation, &machine.instance_id, machine.address)?;
         let settings = Settings {
             identity: identity.clone(),
             loopback_client_url: url(loopback(machine.address), CLIENT_PORT),
@@ -68,7 +66,7 @@ impl Member {
     }
 
     /// Goes as far as it can without waiting for others; the members' client URLs and remarks once it is settled.
-    pub fn advance(&mut self) -> Result<crate::etcd::formation::Settled, Failure> {
+    pub fn advance(&mut self) -> Result<Settled, Failure> {
         loop {
             match self.formation.step(&mut self.site)? {
                 Step::Working => {}
@@ -91,14 +89,18 @@ impl Worker<'_> {
 
     pub(super) fn find_etcd(&mut self) -> Result<(), Failure> {
         let endpoints = match &etcd_of(self.machine)?.formation {
-            node_config::Formation::Static(list) => {
-                list.iter().map(|member| url(member.address, CLIENT_PORT)).collect()
-            }
+            node_config::Formation::Static(list) => list
+                .iter()
+                .map(|member| url(member.address, CLIENT_PORT))
+                .collect(),
             node_config::Formation::Record(place) => {
                 let found = record::open(place)?.get()?;
                 let formed = found.filter(|(record, _)| record.phase == record::Phase::Formed);
                 let (record, _) = formed.ok_or_else(|| {
-                    Failure::because(Cause::EtcdForming, "the record doesn't say yet that etcd is formed")
+                    Failure::because(
+                        Cause::EtcdForming,
+                        "the record doesn't say yet that etcd is formed",
+                    )
                 })?;
                 record.endpoints
             }
@@ -111,36 +113,6 @@ impl Worker<'_> {
 fn etcd_of(machine: &Machine) -> Result<&node_config::Etcd, Failure> {
     let etcd = machine.config.etcd.as_ref();
     etcd.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "etcd: missing"))
-}
-
-/// Of a fixed list a machine is the member whose address it has; otherwise it is called by its instance id, which no
-/// other machine will ever have.
-fn identity(machine: &Machine, formation: &node_config::Formation) -> Result<Identity, Failure> {
-    let name = match formation {
-        node_config::Formation::Record(_) => machine.instance_id.clone(),
-        node_config::Formation::Static(list) => {
-            let own = list.iter().find(|member| member.address == machine.address);
-            let own = own.ok_or_else(|| {
-                let text = format!("etcd.formation.static: no member has this machine's address {}", machine.address);
-                Failure::because(Cause::ConfigInvalid, text)
-            })?;
-            own.name.clone()
-        }
-    };
-    Ok(Identity {
-        instance: machine.instance_id.clone(),
-        name,
-        peer_url: url(machine.address, PEER_PORT),
-        client_url: url(machine.address, CLIENT_PORT),
-    })
-}
-
-fn peer(member: &StaticMember) -> Peer {
-    Peer {
-        name: member.name.clone(),
-        peer_url: url(member.address, PEER_PORT),
-        client_url: url(member.address, CLIENT_PORT),
-    }
 }
 
 fn loopback(like: IpAddr) -> IpAddr {
@@ -156,7 +128,8 @@ fn url(address: IpAddr, port: u16) -> String {
 
 fn gateway(host: &Host) -> Result<Gateway, Failure> {
     let read = |path: &str| {
-        let bytes = crate::host::read_bounded(&host.path(Path::new(path)), 64 << 10).or_failure(Cause::Internal)?;
+        let bytes =
+            crate::host::read_bounded(&host.path(Path::new(path)), 64 << 10).or_failure(Cause::Internal)?;
         String::from_utf8(bytes).or_failure(Cause::Internal)
     };
     let settings = http::Settings {

@@ -54,7 +54,8 @@ impl Worker<'_> {
             None => kubelet::cluster_configuration(config),
             Some(joined) => {
                 files.extend(self.joined_files(joined)?);
-                kubelet::read_cluster_configuration(&joined.kubelet_config).or_failure(Cause::ApiServerNotReady)?
+                kubelet::read_cluster_configuration(&joined.kubelet_config)
+                    .or_failure(Cause::ApiServerNotReady)?
             }
         };
         files.extend(kubelet::files(config, &node, &shared).or_failure(Cause::ConfigInvalid)?);
@@ -132,7 +133,9 @@ impl Worker<'_> {
         let patch = json!({"metadata": {"labels": labels["metadata"]["labels"]}});
         match self.own_api()?.merge(&format!("/api/v1/nodes/{name}"), &patch) {
             Err(error) if error.code() == Some(404) => Err(self.not_registered()),
-            other => other.map(drop).map_err(|error| error.failure(Cause::ApiServerNotReady)),
+            other => other
+                .map(drop)
+                .map_err(|error| error.failure(Cause::ApiServerNotReady)),
         }
     }
 
@@ -142,7 +145,9 @@ impl Worker<'_> {
             None => (self.own_api()?, Cause::ApiServerNotReady),
         };
         let path = format!("/api/v1/nodes/{}", self.machine.name);
-        let found = api.get(&path).map_err(|error: ApiError| error.failure(unreachable))?;
+        let found = api
+            .get(&path)
+            .map_err(|error: ApiError| error.failure(unreachable))?;
         let found = found.ok_or_else(|| self.not_registered())?;
         if is_ready(&found) {
             return Ok(());
@@ -155,7 +160,10 @@ impl Worker<'_> {
             return failure;
         }
         let last = super::units::last_line("kubelet.service").unwrap_or_default();
-        Failure::because(Cause::NodeNotReady, format!("the kubelet has not registered yet: {last}"))
+        Failure::because(
+            Cause::NodeNotReady,
+            format!("the kubelet has not registered yet: {last}"),
+        )
     }
 
     /// The cluster as this node, with the kubelet's certificate.
@@ -174,8 +182,10 @@ impl Worker<'_> {
 /// What the condition `Ready` says.
 fn why_not_ready(node: &Value) -> String {
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-    let ready = conditions.and_then(|conditions| conditions.iter().find(|condition| condition["type"] == "Ready"));
+    let ready =
+        conditions.and_then(|conditions| conditions.iter().find(|condition| condition["type"] == "Ready"));
     let message = ready.and_then(|ready| ready["message"].as_str());
-    message.unwrap_or("the Node has no condition Ready yet").to_owned()
+    message
+        .unwrap_or("the Node has no condition Ready yet")
+        .to_owned()
 }
-

@@ -27,7 +27,10 @@ impl Worker<'_> {
             let state = state(unit)?;
             if state == "failed" {
                 let last = last_line(unit).unwrap_or_else(|| "it wrote nothing".to_owned());
-                return Err(Failure::because(Cause::UnitFailed, format!("{unit} has failed: {last}")));
+                return Err(Failure::because(
+                    Cause::UnitFailed,
+                    format!("{unit} has failed: {last}"),
+                ));
             }
         }
         Ok(())
@@ -42,7 +45,15 @@ fn state(unit: &str) -> Result<String, Failure> {
 
 /// The newest line in the journal of a unit.
 pub(super) fn last_line(unit: &str) -> Option<String> {
-    let words = ["--unit", unit, "--lines=1", "--output=cat", "--no-pager", "--quiet"].map(str::to_owned);
+    let words = [
+        "--unit",
+        unit,
+        "--lines=1",
+        "--output=cat",
+        "--no-pager",
+        "--quiet",
+    ]
+    .map(str::to_owned);
     let text = host::output("journalctl", &words).ok()?;
     let line = text.lines().last()?.trim();
     (!line.is_empty()).then(|| line.chars().take(300).collect())

@@ -19,15 +19,39 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
     } else {
         Action::FindEtcd
     };
-    let services = ["kube-apiserver.service", "kube-controller-manager.service", "kube-scheduler.service"];
+    let services = [
+        "kube-apiserver.service",
+        "kube-controller-manager.service",
+        "kube-scheduler.service",
+    ];
     Ok(vec![
-        step("host-name", Phase::Configure, Action::NameHost(machine.name.clone())),
+        step(
+            "host-name",
+            Phase::Configure,
+            Action::NameHost(machine.name.clone()),
+        ),
         step("files", Phase::Configure, Action::Write(written)),
-        step("certificates", Phase::Configure, Action::Issue(certificates(config, &node))),
-        step("kubeconfigs", Phase::Configure, Action::Kubeconfigs(kubeconfigs(config, &node))),
+        step(
+            "certificates",
+            Phase::Configure,
+            Action::Issue(certificates(config, &node)),
+        ),
+        step(
+            "kubeconfigs",
+            Phase::Configure,
+            Action::Kubeconfigs(kubeconfigs(config, &node)),
+        ),
         step("etcd", Phase::Etcd, etcd),
-        step("control-plane-files", Phase::ControlPlane, Action::ConfigureControlPlane),
-        step("control-plane", Phase::ControlPlane, Action::Start(services.into())),
+        step(
+            "control-plane-files",
+            Phase::ControlPlane,
+            Action::ConfigureControlPlane,
+        ),
+        step(
+            "control-plane",
+            Phase::ControlPlane,
+            Action::Start(services.into()),
+        ),
         step("api-server", Phase::ControlPlane, Action::AwaitApiServer),
         step("objects", Phase::ControlPlane, Action::ApplyObjects),
         step("kubelet-files", Phase::Node, Action::ConfigureKubelet),

@@ -14,7 +14,11 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
         written.extend(files::authorities(secrets)?);
     }
     Ok(vec![
-        step("host-name", Phase::Configure, Action::NameHost(machine.name.clone())),
+        step(
+            "host-name",
+            Phase::Configure,
+            Action::NameHost(machine.name.clone()),
+        ),
         step("files", Phase::Configure, Action::Write(written)),
         step(
             "certificates",

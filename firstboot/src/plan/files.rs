@@ -25,14 +25,20 @@ pub(super) fn hosts(machine: &Machine) -> Vec<RenderedFile> {
 
 /// Certificates of authorities, and the keys that services on this machine sign with.
 pub(super) fn authorities(secrets: &Secrets) -> Result<Vec<RenderedFile>, Failure> {
-    let mut files = vec![RenderedFile::public(pki("etcd/ca.crt"), secrets.etcd_ca.certificate.clone())];
+    let mut files = vec![RenderedFile::public(
+        pki("etcd/ca.crt"),
+        secrets.etcd_ca.certificate.clone(),
+    )];
     if let Some(ca) = &secrets.ca {
         files.push(RenderedFile::public(CA_CERTIFICATE, ca.certificate.clone()));
         // kube-controller-manager signs certificates of kubelets.
         files.push(RenderedFile::private(pki("ca.key"), ca.key.reveal()));
     }
     if let Some(front_proxy) = &secrets.front_proxy_ca {
-        files.push(RenderedFile::public(pki("front-proxy-ca.crt"), front_proxy.certificate.clone()));
+        files.push(RenderedFile::public(
+            pki("front-proxy-ca.crt"),
+            front_proxy.certificate.clone(),
+        ));
     }
     if let Some(key) = &secrets.service_account_key {
         let public = public_key_pem(key).or_failure(kimage_roles::cause::Cause::ConfigInvalid)?;

@@ -8,7 +8,11 @@ use crate::metadata::Machine;
 
 pub(super) fn steps(machine: &Machine) -> Vec<Step> {
     vec![
-        step("host-name", Phase::Configure, Action::NameHost(machine.name.clone())),
+        step(
+            "host-name",
+            Phase::Configure,
+            Action::NameHost(machine.name.clone()),
+        ),
         step("files", Phase::Configure, Action::Write(files::hosts(machine))),
         step("join", Phase::Join, Action::Join),
         step("kubelet-files", Phase::Join, Action::ConfigureKubelet),
@@ -17,7 +21,11 @@ pub(super) fn steps(machine: &Machine) -> Vec<Step> {
             Phase::Join,
             Action::Start(vec!["containerd.service", "kubelet.service"]),
         ),
-        step("kubelet-certificate", Phase::Join, Action::AwaitKubeletCertificate),
+        step(
+            "kubelet-certificate",
+            Phase::Join,
+            Action::AwaitKubeletCertificate,
+        ),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
         step("node-ready", Phase::Node, Action::AwaitNode),
     ]
