@@ -72,22 +72,22 @@ impl<'a> Reporter<'a> {
     /// A phase begins. The one before it is done.
     pub fn enter(&mut self, phase: Phase) {
         if phase != self.phase {
-            self.tell(Outcome::Done, None, None);
+            self.tell(Outcome::Done);
         }
         self.phase = phase;
         self.phase_began = Instant::now();
         self.attempt = 1;
-        self.tell(Outcome::Running, None, None);
+        self.tell(Outcome::Running);
     }
 
     /// The machine is in service.
     pub fn in_service(&mut self) {
         self.enter_quietly(Phase::InService);
-        self.tell(Outcome::Done, None, None);
+        self.tell(Outcome::Done);
     }
 
     fn enter_quietly(&mut self, phase: Phase) {
-        self.tell(Outcome::Done, None, None);
+        self.tell(Outcome::Done);
         self.phase = phase;
         self.phase_began = Instant::now();
         self.attempt = 1;
@@ -100,8 +100,10 @@ impl<'a> Reporter<'a> {
         let known = self.told.as_ref().is_some_and(|(cause, told, when)| {
             *cause == failure.cause && *told == message && when.elapsed() < REMINDER
         });
+        let status = self.status(outcome, Some(failure.cause), Some(message.clone()));
+        self.record(&status);
         if last || !known {
-            self.tell(outcome, Some(failure.cause), Some(message.clone()));
+            self.announce(&status);
             self.told = Some((failure.cause, message, Instant::now()));
         }
         self.attempt = self.attempt.saturating_add(1);
@@ -125,20 +127,30 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// Tells everybody. A report that can't be written must not keep a machine from working.
-    fn tell(&self, outcome: Outcome, cause: Option<Cause>, message: Option<String>) {
+    /// Tells everybody.
+    fn tell(&self, outcome: Outcome) {
+        let status = self.status(outcome, None, None);
+        self.record(&status);
+        self.announce(&status);
+    }
+
+    /// To the file. A report that can't be written must not keep a machine from working.
+    fn record(&self, status: &Status) {
+        if let (false, Ok(json)) = (self.silent, serde_json::to_vec_pretty(status)) {
+            drop(self.host.write(&self.host.path(STATUS_PATH), &json, 0o644));
+        }
+    }
+
+    /// To the console.
+    fn announce(&self, status: &Status) {
         if self.silent {
             return;
-        }
-        let status = self.status(outcome, cause, message);
-        if let Ok(json) = serde_json::to_vec_pretty(&status) {
-            drop(self.host.write(&self.host.path(STATUS_PATH), &json, 0o644));
         }
         if let Ok(line) = status.console_line() {
             say(self.host, &line);
         }
-        if let Some(cause) = cause {
-            say(self.host, &format!("kimage: {}", in_words(&status, cause)));
+        if let Some(cause) = status.cause {
+            say(self.host, &format!("kimage: {}", in_words(status, cause)));
         }
     }
 }
