@@ -6,6 +6,7 @@ pub mod console;
 pub mod control;
 pub mod images;
 pub mod machine;
+pub mod namespaces;
 pub mod packages;
 pub mod processes;
 pub mod programs;

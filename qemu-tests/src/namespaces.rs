@@ -3,5 +3,6 @@
 //! systemd (firmware, kernel, stage 0, disks) is bench B's matter.
 
 pub mod balancer;
+mod kernel;
 pub mod machine;
 pub mod network;

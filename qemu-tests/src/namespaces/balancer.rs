@@ -31,7 +31,9 @@ impl Balancer {
         std::fs::write(&file, configuration(backends, &authority)?).context("write haproxy.cfg")?;
         let log = std::fs::File::create(folder.path().join("log")).context("make the balancer's log")?;
         let mut haproxy = command("ip");
-        haproxy.args(["netns", "exec", network.name(), "haproxy", "-db", "-f"]).arg(&file);
+        haproxy
+            .args(["netns", "exec", network.name(), "haproxy", "-db", "-f"])
+            .arg(&file);
         let child = haproxy
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -13,6 +13,7 @@ use kimage_builder::release::manifest::Manifest;
 use kimage_roles::status::{Outcome, Phase, Status};
 use tempfile::TempDir;
 
+use super::kernel;
 use super::network::{Cable, Network};
 use crate::images::{command, finish};
 
@@ -34,9 +35,12 @@ pub struct Blueprint {
     pub instance: String,
     /// Zone it stands in.
     pub zone: String,
-    /// Files that the bench lays over `/etc`: path below it and text.
-    pub etc: Vec<(String, String)>,
+    /// A folder that the machines share, at [`SHARED`] in each.
+    pub shared: PathBuf,
 }
+
+/// Where machines see the folder that they share.
+pub const SHARED: &str = "/run/bench";
 
 /// A machine: its disk, and its life while it is switched on. Dropping it switches it off and scraps the disk.
 #[derive(Debug)]
@@ -89,9 +93,40 @@ impl Machine {
         self.folder.path().join("var")
     }
 
-    /// Changes the NodeConfig that the next boot reads.
-    pub fn set_config(&mut self, config: &str) {
-        config.clone_into(&mut self.blueprint.config);
+    /// Switches the machine off, scraps its disk, and gives back what it was made of.
+    pub fn into_blueprint(self) -> Blueprint {
+        self.blueprint.clone()
+    }
+
+    /// How long each phase of first boot took: `etcd 3.2 s`.
+    pub fn phases(&self) -> Vec<String> {
+        let mut journal = command("journalctl");
+        journal
+            .arg("--directory")
+            .arg(self.var().join("log/journal"))
+            .args([
+                "--no-pager",
+                "--quiet",
+                "--output=cat",
+                "--unit=kimage-firstboot.service",
+            ]);
+        let text = finish(&mut journal)
+            .map(|output| output.stdout)
+            .unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let done = text
+            .lines()
+            .filter_map(Status::from_console_line)
+            .filter(|status| status.outcome == Outcome::Done);
+        done.map(|status| match status.phase {
+            Phase::InService => format!("in all {:.1} s", seconds(status.total_milliseconds)),
+            phase => format!(
+                "{} {:.1} s",
+                phase.as_str(),
+                seconds(status.duration_milliseconds)
+            ),
+        })
+        .collect()
     }
 
     /// Switches the machine on.
@@ -101,7 +136,13 @@ impl Machine {
         // A new life begins without the report of the last one.
         drop(fs::remove_file(folder.join("report/status.json")));
         fs::write(folder.join("node-config"), &self.blueprint.config)?;
-        let Blueprint { name, address, instance, zone, .. } = &self.blueprint;
+        let Blueprint {
+            name,
+            address,
+            instance,
+            zone,
+            ..
+        } = &self.blueprint;
         fs::write(
             folder.join("meta-data"),
             format!(
@@ -111,13 +152,11 @@ impl Machine {
         let overlay = folder.join("etc");
         drop(fs::remove_dir_all(&overlay));
         fs::create_dir_all(overlay.join("work"))?;
-        for (path, text) in &self.blueprint.etc {
-            let path = overlay.join("upper").join(path);
-            fs::create_dir_all(path.parent().context("a file of /etc has a folder")?)?;
-            fs::write(path, text)?;
-        }
-        fs::create_dir_all(overlay.join("upper"))?;
-        let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("console"))?;
+        kernel::adapt(&overlay.join("upper")).context("lay the bench's files over /etc")?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("console"))?;
         let mut nspawn = command("unshare");
         nspawn
             .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
@@ -126,7 +165,11 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        self.running = Some(nspawn.spawn().context("start systemd-nspawn: run `qemu-tests/run-all` once")?);
+        self.running = Some(
+            nspawn
+                .spawn()
+                .context("start systemd-nspawn: run `qemu-tests/run-all` once")?,
+        );
         Ok(())
     }
 
@@ -144,6 +187,7 @@ impl Machine {
         option(format!("--hostname={}", blueprint.name));
         option(format!("--network-namespace-path={}", self.cable.namespace()));
         option(format!("--bind={}:/run/kimage", folder.join("report").display()));
+        option(format!("--bind={}:{SHARED}", blueprint.shared.display()));
         option(format!(
             "--load-credential=kimage.node-config:{}",
             folder.join("node-config").display()
@@ -189,7 +233,8 @@ impl Machine {
         loop {
             let status = self.status();
             if let Some(status) = &status {
-                let answer = done(status).with_context(|| format!("{what}: {status:?}\n{}", self.journal_tail()))?;
+                let answer =
+                    done(status).with_context(|| format!("{what}: {status:?}\n{}", self.journal_tail()))?;
                 if answer {
                     return Ok(status.clone());
                 }
@@ -223,7 +268,16 @@ impl Machine {
     pub fn run(&self, program: &[&str]) -> Result<String> {
         let leader = self.leader()?;
         let mut enter = command("nsenter");
-        enter.args(["--target", &leader.to_string(), "--mount", "--pid", "--net", "--uts", "--ipc", "--"]);
+        enter.args([
+            "--target",
+            &leader.to_string(),
+            "--mount",
+            "--pid",
+            "--net",
+            "--uts",
+            "--ipc",
+            "--",
+        ]);
         let output = finish(enter.args(program))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -231,7 +285,9 @@ impl Machine {
     fn leader(&self) -> Result<i32> {
         let child = self.running.as_ref().context("the machine is off")?;
         let all = leaders(i32::try_from(child.id())?)?;
-        all.first().copied().with_context(|| format!("{} has no first process yet", self.name()))
+        all.first()
+            .copied()
+            .with_context(|| format!("{} has no first process yet", self.name()))
     }
 
     /// The end of the journal.
@@ -271,6 +327,8 @@ if [ ! -e "$folder/filled" ]; then
     : > "$folder/filled"
 fi
 mount --bind "$folder/var" "$folder/root/var"
+# Machines share one image: its files are the same inodes for all of them.
+export SYSTEMD_NSPAWN_LOCK=0
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --console=pipe --bind=/dev/kmsg \
     --system-call-filter='@system-service @mount @module @keyring bpf perf_event_open' "$@"
 "#;
@@ -278,8 +336,12 @@ exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --
 /// Where the root filesystem begins in `disk.raw`, in bytes.
 fn root_offset(release: &Path) -> Result<u64> {
     let path = release.join("manifest.json");
-    let manifest = Manifest::from_json(&fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
-    let root = manifest.partitions.iter().find(|partition| partition.name == "root-a");
+    let manifest =
+        Manifest::from_json(&fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
+    let root = manifest
+        .partitions
+        .iter()
+        .find(|partition| partition.name == "root-a");
     Ok(root.context("the manifest has no partition root-a")?.offset)
 }
 
@@ -289,7 +351,9 @@ fn leaders(group: i32) -> Result<Vec<i32>> {
     let children = |process: i32| -> Vec<i32> {
         let path = format!("/proc/{process}/task/{process}/children");
         let text = fs::read_to_string(path).unwrap_or_default();
-        text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+        text.split_ascii_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
     };
     for child in children(group) {
         let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
@@ -299,6 +363,10 @@ fn leaders(group: i32) -> Result<Vec<i32>> {
         found.extend(children(child));
     }
     Ok(found)
+}
+
+fn seconds(milliseconds: u64) -> f64 {
+    Duration::from_millis(milliseconds).as_secs_f64()
 }
 
 fn signal(process: i32) {

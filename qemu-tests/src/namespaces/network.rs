@@ -69,18 +69,23 @@ impl Network {
 
     /// Does `work` with the network as this bench sees it, on a thread of its own.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = format!("{FOLDER}/{}", self.name);
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                let file = std::fs::File::open(&path).with_context(|| format!("open {path}"))?;
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-                    .with_context(|| format!("enter {path}"))?;
+                Self::enter(&self.name)?;
                 work()
             });
             thread
                 .join()
-                .unwrap_or_else(|_| Err(anyhow!("a thread in {path} panicked")))
+                .unwrap_or_else(|_| Err(anyhow!("a thread in network {} panicked", self.name)))
         })
+    }
+
+    /// From now on this thread sees the network called `name`, and no other any more.
+    pub fn enter(name: &str) -> Result<()> {
+        let path = format!("{FOLDER}/{name}");
+        let file = std::fs::File::open(&path).with_context(|| format!("open {path}"))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("enter {path}"))
     }
 
     fn ip(&self, words: &str) -> Result<()> {
@@ -110,12 +115,18 @@ impl Cable {
 
     /// Pulls the cable: nothing gets through until [`Cable::plug`].
     pub fn unplug(&self) -> Result<()> {
-        ip(&format!("-n {} link set {} nomaster down", self.network, self.port))
+        ip(&format!(
+            "-n {} link set {} nomaster down",
+            self.network, self.port
+        ))
     }
 
     /// Plugs the cable in again.
     pub fn plug(&self) -> Result<()> {
-        ip(&format!("-n {} link set {} master bench up", self.network, self.port))
+        ip(&format!(
+            "-n {} link set {} master bench up",
+            self.network, self.port
+        ))
     }
 }
 

@@ -1,0 +1,110 @@
+//! A client that writes through the balancer every 100 ms and remembers what was acknowledged.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kimage_firstboot::kubernetes::Api;
+use serde_json::json;
+
+const EVERY: Duration = Duration::from_millis(100);
+const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
+
+/// The running client.
+pub(crate) struct Writer {
+    stop: Arc<AtomicBool>,
+    acknowledged: Receiver<()>,
+    thread: JoinHandle<Record>,
+}
+
+/// What it did.
+pub(crate) struct Record {
+    /// Names of the objects whose creation was acknowledged.
+    pub(crate) acknowledged: Vec<String>,
+    refused: usize,
+    longest_gap: Duration,
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            acknowledged,
+            refused,
+            longest_gap,
+        } = self;
+        let count = acknowledged.len();
+        write!(
+            f,
+            "{count} writes acknowledged, {refused} not; longest gap {longest_gap:.1?}"
+        )
+    }
+}
+
+impl Writer {
+    /// Writes on `api` until it is told to stop. `enter` puts a thread into the cluster's network.
+    pub(crate) fn start(
+        api: Api,
+        run: impl FnOnce(Box<dyn FnOnce() -> Record + Send>) -> JoinHandle<Record>,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, acknowledged) = channel();
+        let stopped = Arc::clone(&stop);
+        let thread = run(Box::new(move || write(&api, &stopped, &sender)));
+        Self {
+            stop,
+            acknowledged,
+            thread,
+        }
+    }
+
+    /// Waits for so many more acknowledged writes.
+    pub(crate) fn wait_for_writes(&self, count: usize, deadline: Duration) -> Result<()> {
+        while self.acknowledged.try_recv().is_ok() {}
+        let end = Instant::now() + deadline;
+        for done in 0..count {
+            let left = end.saturating_duration_since(Instant::now());
+            if self.acknowledged.recv_timeout(left).is_err() {
+                bail!("{done} of {count} writes within {deadline:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops it.
+    pub(crate) fn finish(self) -> Record {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("the writer panicked").unwrap()
+    }
+}
+
+fn write(api: &Api, stop: &AtomicBool, acknowledged: &Sender<()>) -> Record {
+    let mut record = Record {
+        acknowledged: Vec::new(),
+        refused: 0,
+        longest_gap: Duration::ZERO,
+    };
+    let mut last = Instant::now();
+    for number in 0u32.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let name = format!("write-{number}");
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"n": name}});
+        match api.create(COLLECTION, &object) {
+            Ok(_) => {
+                record.longest_gap = record.longest_gap.max(last.elapsed());
+                last = Instant::now();
+                record.acknowledged.push(name);
+                let _ = acknowledged.send(());
+            }
+            Err(_) => record.refused += 1,
+        }
+        std::thread::sleep(EVERY);
+    }
+    record
+}
