@@ -149,10 +149,14 @@ impl Worker<'_> {
             .get(&path)
             .map_err(|error: ApiError| error.failure(unreachable))?;
         let found = found.ok_or_else(|| self.not_registered())?;
-        if is_ready(&found) {
-            return Ok(());
+        if !is_ready(&found) {
+            return Err(Failure::because(Cause::NodeNotReady, why_not_ready(&found)));
         }
-        Err(Failure::because(Cause::NodeNotReady, why_not_ready(&found)))
+        if !was_heard_since(&found, self.began) {
+            let text = "the Node is Ready from before this boot; its kubelet has not spoken since";
+            return Err(Failure::because(Cause::NodeNotReady, text));
+        }
+        Ok(())
     }
 
     fn not_registered(&self) -> Failure {
@@ -188,4 +192,21 @@ fn why_not_ready(node: &Value) -> String {
     message
         .unwrap_or("the Node has no condition Ready yet")
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_ready_before_this_boot_is_not_heard_yet() {
+        let node = json!({"status": {"conditions": [
+            {"type": "MemoryPressure", "status": "False", "lastHeartbeatTime": "2026-01-01T00:00:09Z"},
+            {"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:05Z", "message": "fine"}]}});
+        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        assert!(was_heard_since(&node, at("2026-01-01T00:00:05.9Z")));
+        assert!(!was_heard_since(&node, at("2026-01-01T00:00:06Z")));
+        assert!(!was_heard_since(&json!({}), at("2026-01-01T00:00:06Z")));
+        assert_eq!(why_not_ready(&node), "fine");
+    }
 }
