@@ -183,12 +183,21 @@ impl Worker<'_> {
     }
 }
 
+fn ready_condition(node: &Value) -> Option<&Value> {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array)?;
+    conditions.iter().find(|condition| condition["type"] == "Ready")
+}
+
+/// Whether the kubelet has reported since `moment`. Its clock is this machine's; it writes whole seconds.
+fn was_heard_since(node: &Value, moment: jiff::Timestamp) -> bool {
+    let heard = ready_condition(node).and_then(|ready| ready["lastHeartbeatTime"].as_str());
+    let heard = heard.and_then(|heard| heard.parse::<jiff::Timestamp>().ok());
+    heard.is_some_and(|heard| heard.as_second() >= moment.as_second())
+}
+
 /// What the condition `Ready` says.
 fn why_not_ready(node: &Value) -> String {
-    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-    let ready =
-        conditions.and_then(|conditions| conditions.iter().find(|condition| condition["type"] == "Ready"));
-    let message = ready.and_then(|ready| ready["message"].as_str());
+    let message = ready_condition(node).and_then(|ready| ready["message"].as_str());
     message
         .unwrap_or("the Node has no condition Ready yet")
         .to_owned()
