@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 /// The kubelet wants these values and may not set them for the whole host: it sees others instead.
 const SETTINGS: [(&str, &str); 3] = [
@@ -21,6 +21,20 @@ const KUBELET: &str = r#"{
   "protectKernelDefaults": false
 }
 "#;
+
+/// Watches of files that all machines together may hold: a machine needs some twenty, and the images' own setting
+/// can't reach the host from inside.
+const WATCHES: (&str, u32) = ("/proc/sys/fs/inotify/max_user_instances", 8192);
+
+/// Lets this host carry several machines. The setting stays: it is a limit, nothing is used by it.
+pub(super) fn prepare_host() -> Result<()> {
+    let (path, wanted) = WATCHES;
+    let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    if text.trim().parse::<u32>()? < wanted {
+        fs::write(path, wanted.to_string()).with_context(|| format!("set {path}: run the tests as root"))?;
+    }
+    Ok(())
+}
 
 /// Writes the files below `etc`, an empty folder that lies over the image's.
 pub(super) fn adapt(etc: &Path) -> Result<()> {

@@ -55,6 +55,7 @@ pub struct Machine {
 impl Machine {
     /// A machine with an empty disk, switched off.
     pub fn new(network: &Network, blueprint: Blueprint) -> Result<Self> {
+        kernel::prepare_host()?;
         let root_offset = root_offset(&blueprint.release)?;
         let folder = tempfile::Builder::new()
             .prefix(&format!("kimage-{}-", blueprint.name))

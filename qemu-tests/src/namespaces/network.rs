@@ -132,6 +132,8 @@ impl Cable {
 
 impl Drop for Cable {
     fn drop(&mut self) {
+        // A namespace takes its end of the cable with it only some time later, and a new machine may want the port now.
+        drop(ip(&format!("-n {} link del {}", self.network, self.port)));
         drop(ip(&format!("netns del {}", self.namespace)));
     }
 }
