@@ -9,7 +9,7 @@ use kimage_builder::digest::Digest;
 use kimage_builder::download::vendor;
 use kimage_builder::lock as locks;
 use kimage_builder::progress::Progress;
-use kimage_builder::release::{FileRecord, Manifest};
+use kimage_builder::release::Manifest;
 use kimage_builder::sign::keys;
 use kimage_builder::store::Store;
 use kimage_builder::tree::{Entry, TreePath, index};
@@ -130,60 +130,7 @@ pub(crate) fn manifest(data: &[u8]) -> bool {
 
 /// One with an entry in each list.
 pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
-    use kimage_builder::release::manifest::{Component, Kernel, Keys, Partition, Root};
-    use kimage_builder::release::pcr::Pcr11;
-    let digest = Digest::of(b"sample");
-    let text = |text: &str| text.to_owned();
-    let manifest = Manifest {
-        schema: Manifest::SCHEMA,
-        kimage: text("0.1.0"),
-        image: text("ubuntu-24.04"),
-        role: text("worker"),
-        version: text("20261120-0123abcd"),
-        architecture: text("amd64"),
-        epoch: 1_795_161_600,
-        lock: digest,
-        keys: Keys {
-            development: true,
-            platform_key: digest,
-            key_exchange_key: digest,
-            database: digest,
-            release: digest,
-        },
-        root: Root {
-            hash: digest,
-            salt: digest,
-            size: 4096,
-            sha256: digest,
-            entries: 3,
-        },
-        kernel: Kernel {
-            version: text("6.8.0-149-generic"),
-            command_line: text("console=ttyS0"),
-            authenticode: digest,
-            pcr11: Pcr11 {
-                kernel: digest,
-                sysinit: digest,
-                ready: digest,
-            },
-        },
-        partitions: vec![Partition {
-            name: text("esp"),
-            type_uuid: text("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"),
-            uuid: text("00000000-0000-4000-8000-000000000001"),
-            offset: 1 << 20,
-            size: 256 << 20,
-            sha256: digest,
-        }],
-        components: vec![Component {
-            name: text("etcd"),
-            version: text("v3.6.14"),
-        }],
-        packages: 2,
-        debug: vec![text("shell")],
-        files: vec![FileRecord::of_bytes("disk.raw", b"not a disk")],
-    };
-    vec![manifest.to_json().unwrap()]
+    vec![super::sample_manifest::sample().to_json().unwrap()]
 }
 
 /// Keys and certificates as PEM: a key that is read is written the same.

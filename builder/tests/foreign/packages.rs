@@ -10,11 +10,10 @@ use kimage_builder::archive::{index, relation as relations, version};
 use kimage_builder::tree::control::{Paragraph, clauses};
 use kimage_builder::tree::deb::{Deb, MemberKind};
 use sequoia_openpgp::cert::{Cert, CertBuilder};
-use sequoia_openpgp::policy::StandardPolicy;
 use sequoia_openpgp::serialize::SerializeInto;
-use sequoia_openpgp::serialize::stream::{Message, Signer};
 
 use super::memory::{MemoryFile, mend_tar_checksums, tar};
+use super::signing::clear_sign;
 
 const CONTROL: &[u8] = b"Package: test\nVersion: 1\nArchitecture: all\nDescription: short\n long\n";
 /// 2024-06-21.
@@ -214,7 +213,7 @@ pub(crate) fn inrelease_seeds() -> Vec<Vec<u8>> {
         .add_signing_subkey();
     let other = builder.generate().unwrap().0;
     vec![
-        sign(RELEASE.as_bytes(), &other, SystemTime::now()),
+        clear_sign(&other, RELEASE.as_bytes(), SystemTime::now()),
         other.to_vec().unwrap(),
         other.armored().to_vec().unwrap(),
     ]
@@ -223,7 +222,7 @@ pub(crate) fn inrelease_seeds() -> Vec<Vec<u8>> {
 /// The signed text, signed: what it lists is what stands in it.
 pub(crate) fn inrelease_text(data: &[u8]) -> bool {
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW as u64 - 60);
-    let document = sign(data, &archive().certificate, time);
+    let document = clear_sign(&archive().certificate, data, time);
     let now = Timestamp::from_second(NOW).unwrap();
     let Ok(release) = signed::read(&document, &archive().keyring, "x", now) else {
         return false;
@@ -240,22 +239,3 @@ pub(crate) fn inrelease_text_seeds() -> Vec<Vec<u8>> {
 
 const RELEASE: &str = "Suite: stable\nCodename: rock\nDate: Thu, 20 Jun 2024  2:00:00 UTC\nValid-Until: Thu, 27 Jun 2024 12:00:00 UTC\n\
     Acquire-By-Hash: yes\nSHA256:\n e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 10 main/binary-amd64/Packages.xz\n";
-
-fn sign(text: &[u8], certificate: &Cert, time: SystemTime) -> Vec<u8> {
-    let policy = StandardPolicy::new();
-    let keys = certificate
-        .keys()
-        .with_policy(&policy, time)
-        .secret()
-        .for_signing();
-    let pair = keys
-        .map(|key| key.key().clone().into_keypair().unwrap())
-        .next()
-        .unwrap();
-    let mut document = Vec::new();
-    let signer = Signer::new(Message::new(&mut document), pair).unwrap();
-    let mut signer = signer.cleartext().creation_time(time).build().unwrap();
-    signer.write_all(text).unwrap();
-    signer.finalize().unwrap();
-    document
-}

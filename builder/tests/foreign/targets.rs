@@ -5,6 +5,10 @@ pub(crate) mod disk;
 pub(crate) mod documents;
 pub(crate) mod memory;
 pub(crate) mod packages;
+#[path = "../release/manifest.rs"]
+mod sample_manifest;
+#[path = "../lock/signing.rs"]
+mod signing;
 pub(crate) mod squashfs;
 
 use super::damage::Target;
