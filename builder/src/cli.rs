@@ -142,7 +142,7 @@ pub struct Build {
     /// Program that signs (HSM, KMS): JSON on its standard input and output
     #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::CommandName)]
     pub signer: Option<PathBuf>,
-    /// Build the root filesystem and the components again, although the store has them
+    /// Build the root filesystem again, although the store has it; built components are kept
     #[arg(long)]
     pub no_cache: bool,
     /// Never touch the network: all inputs must be in the store (see `kimage vendor`)
@@ -235,7 +235,7 @@ pub struct Verify {
     /// Folder that `kimage build` wrote
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directory: PathBuf,
-    /// Public release key that must have signed the manifest [default: the key in the manifest, with a warning]
+    /// Public release key that must have signed the manifest [default: DIR/release.pub.pem, with a warning]
     #[arg(long, value_name = "KEY", value_hint = ValueHint::FilePath)]
     pub key: Option<PathBuf>,
     /// Build the same again from the lock and compare

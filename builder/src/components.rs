@@ -26,6 +26,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::lock::{Lock, LockedToolchain};
 use crate::progress::Progress;
 use crate::store::Store;
+use cargo::Compiler;
 
 /// Changes when the same definition gives other bytes than before.
 const RECIPE: u32 = 1;
@@ -69,6 +70,9 @@ pub struct BuiltComponent {
     pub images: Vec<OciImage>,
     /// Go modules that are linked into its files, sorted by path.
     pub go_modules: Vec<GoModule>,
+    /// What compiled it, where that may be another compiler than the pinned one (`rustc 1.95.0 (59807616e...)`).
+    #[serde(default)]
+    pub compiler: Option<String>,
 }
 
 /// A file and where its bytes are.
@@ -128,6 +132,7 @@ struct Products {
     files: Vec<Product>,
     images: Vec<OciImage>,
     go_modules: Vec<GoModule>,
+    compiler: Option<String>,
 }
 
 struct Product {
@@ -148,16 +153,17 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn toolchain(&self, name: &str) -> Result<&LockedToolchain> {
-        self.lock
-            .toolchain
-            .iter()
-            .find(|toolchain| toolchain.name == name)
-            .ok_or_else(|| {
-                Failure::new(ExitCode::Lock, format!("the lock pins no toolchain `{name}`"))
-                    .hint("run `kimage lock`")
-                    .into()
-            })
+        toolchain(self.lock, name)
     }
+}
+
+fn toolchain<'a>(lock: &'a Lock, name: &str) -> Result<&'a LockedToolchain> {
+    let found = lock.toolchain.iter().find(|toolchain| toolchain.name == name);
+    found.ok_or_else(|| {
+        Failure::new(ExitCode::Lock, format!("the lock pins no toolchain `{name}`"))
+            .hint("run `kimage lock`")
+            .into()
+    })
 }
 
 /// Builds or fetches what the store lacks, one component after the other (compilers use all processors themselves).
@@ -186,39 +192,52 @@ pub fn build(
 }
 
 /// Kind and key of the store's artifacts that hold `components` as built: all that another machine needs of them.
-pub fn artifacts(components: &[Component], lock: &Lock) -> Result<Vec<(String, Digest)>> {
-    let artifact = |component| Ok((ARTIFACT.to_owned(), content_key(component, lock)?));
+pub fn artifacts(components: &[Component], lock: &Lock, store: &Store) -> Result<Vec<(String, Digest)>> {
+    let artifact = |component| Ok((ARTIFACT.to_owned(), content_key(component, lock, store)?));
     components.iter().map(artifact).collect()
 }
 
-/// The artifact key of a component: everything that determines its bytes.
-pub fn content_key(component: &Component, lock: &Lock) -> Result<Digest> {
+/// The artifact key of a component: everything that determines its bytes. Rust may be newer than the pinned one where
+/// `store` does not have what the pinned one made: then the key names the host's.
+pub fn content_key(component: &Component, lock: &Lock, store: &Store) -> Result<Digest> {
+    let Source::Cargo(_) = &component.manifest.source else {
+        return key_with(component, lock, None);
+    };
+    let pin = toolchain(lock, "rust")?;
+    let pinned = key_with(component, lock, Some(&Compiler::pinned(pin)))?;
+    if store.artifact(ARTIFACT, &pinned).is_some() {
+        return Ok(pinned);
+    }
+    match Compiler::of_host(pin) {
+        Ok(compiler) => key_with(component, lock, Some(&compiler)),
+        // Whoever builds will say why that can't be.
+        Err(_) => Ok(pinned),
+    }
+}
+
+fn key_with(component: &Component, lock: &Lock, compiler: Option<&Compiler>) -> Result<Digest> {
     let mut hasher = Hasher::new();
     hasher.field(b"kimage component").field(&RECIPE.to_le_bytes());
     hasher
         .field(component.name.as_bytes())
         .field(component.source_digest()?.as_bytes());
-    let compiler = match &component.manifest.source {
-        Source::Go(_) => Some("go"),
-        Source::Cargo(_) => Some("rust"),
-        Source::Release(_) | Source::Registry(_) => None,
-    };
-    for pin in lock
-        .toolchain
-        .iter()
-        .filter(|pin| compiler == Some(pin.name.as_str()))
-    {
-        hasher.field(go_toolchain::identity(pin).as_bytes());
-    }
-    if let Source::Cargo(source) = &component.manifest.source {
-        cargo::add_to_key(component, source, &mut hasher)?;
+    match (&component.manifest.source, compiler) {
+        (Source::Go(_), _) => {
+            for pin in lock.toolchain.iter().filter(|pin| pin.name == "go") {
+                hasher.field(go_toolchain::identity(pin).as_bytes());
+            }
+        }
+        (Source::Cargo(source), Some(compiler)) => {
+            cargo::add_to_key(component, source, compiler, &mut hasher)?;
+        }
+        _ => {}
     }
     Ok(hasher.finish())
 }
 
 fn build_one(component: &Component, bench: &Bench<'_>) -> Result<BuiltComponent> {
     check_lock(component, bench.lock)?;
-    let key = content_key(component, bench.lock)?;
+    let key = content_key(component, bench.lock, bench.store)?;
     let folder = bench.store.artifact_or_build(ARTIFACT, &key, |folder| {
         let products = match &component.manifest.source {
             Source::Go(source) => build_go(component, source, bench, folder)?,
@@ -228,7 +247,17 @@ fn build_one(component: &Component, bench: &Bench<'_>) -> Result<BuiltComponent>
         };
         write_record(&assemble(component, products, folder)?, folder)
     })?;
-    read_record(&folder)
+    let built = read_record(&folder)?;
+    if let Some(compiler) = &built.compiler {
+        let pinned = Compiler::pinned(bench.toolchain("rust")?).to_string();
+        if *compiler != pinned {
+            let name = &component.name;
+            bench.progress.warn(&format!(
+                "{compiler} built {name}, {pinned} is pinned: the bytes of {name}, and so of this image, are NOT the pinned ones"
+            ));
+        }
+    }
+    Ok(built)
 }
 
 fn check_lock(component: &Component, lock: &Lock) -> Result<()> {
@@ -321,6 +350,7 @@ fn assemble(component: &Component, products: Products, folder: &Path) -> Result<
         links,
         images,
         go_modules,
+        compiler: products.compiler,
     })
 }
 

@@ -30,6 +30,8 @@ pub struct Content<'a> {
     pub root: &'a Path,
     /// Its dm-verity superblock and hash tree.
     pub verity: &'a Path,
+    /// Length that the hash tree's partition has at least, bytes: a later version's tree may be larger.
+    pub hash_tree_room: u64,
     /// Root of that hash tree: it names the partitions.
     pub root_hash: &'a Digest,
 }
@@ -122,7 +124,7 @@ pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
         root > 0 && verity > 0,
         "root filesystem or its hash tree is empty"
     );
-    let partitions = layout(content.root_hash, root, verity);
+    let partitions = layout(content.root_hash, root, verity.max(content.hash_tree_room));
     let end = partitions.last().map_or(ALIGNMENT, |last| last.start + last.size);
     let disk = Disk {
         path: out.to_owned(),
@@ -145,7 +147,7 @@ pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
             };
             let from = File::open(source).with_context(|| format!("open {}", source.display()))?;
             sparse::copy(&from, file, partition.start)
-                .with_context(|| format!("copy {} into {}", source.display(), out.display()))?;
+                .with_context(|| format!("copy {}", source.display()))?;
         }
         Ok(())
     })?;

@@ -165,8 +165,7 @@ fn go(host: &Host) -> Check {
 
 fn rust(host: &Host) -> Check {
     let name = "Rust";
-    let remedy = "needed for kimage's own programs in the image:\n\
-                  https://rustup.rs, then `rustup target add x86_64-unknown-linux-musl`";
+    let remedy = "needed for kimage's own programs in the image: https://rustup.rs";
     match (
         host.version(&["cargo", "--version"]),
         host.version(&["rustc", "--version"]),

@@ -127,6 +127,8 @@ pub fn fetch_with(
     });
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     if failures.is_empty() {
+        // Once for all: a call per blob waits for the disk each time.
+        store.sync()?;
         task.done();
         return Ok(());
     }

@@ -4,6 +4,7 @@
 //! somewhere in its chain; `main` prints the chain as `error: outer: inner`, then `hint: ...`.
 
 use std::fmt;
+use std::io;
 
 /// Exit codes of the `kimage` command: a promise to scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +68,32 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         .map_or(ExitCode::Failed, |failure| failure.code)
 }
 
-/// The hints of the chain, outermost first.
+/// The hints of the chain, outermost first. A chain without any that ends in what a disk answered has the hint that
+/// always helps: who wrote to the file knows its path, but not why that was refused.
 pub fn hints(error: &anyhow::Error) -> impl Iterator<Item = &str> {
-    failures(error).filter_map(|failure| failure.hint.as_deref())
+    let mut given = failures(error)
+        .filter_map(|failure| failure.hint.as_deref())
+        .peekable();
+    let usual = match given.peek() {
+        Some(_) => None,
+        None => error
+            .chain()
+            .filter_map(|link| link.downcast_ref::<io::Error>())
+            .find_map(usual_hint),
+    };
+    given.chain(usual)
+}
+
+fn usual_hint(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("free some space on that disk, or name folders on another one (--output DIR, --store DIR)")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            Some("name folders that can be written to (--output DIR, --store DIR)")
+        }
+        _ => None,
+    }
 }
 
 fn failures(error: &anyhow::Error) -> impl Iterator<Item = &Failure> {
@@ -103,6 +127,20 @@ mod tests {
             .unwrap_err();
         assert_eq!(exit_code(&error), ExitCode::Mismatch);
         assert_eq!(hints(&error).count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_has_a_remedy_wherever_it_shows() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let error = anyhow!(full())
+            .context("copy root.squashfs")
+            .context("write disk.raw");
+        assert!(hints(&error).eq([
+            "free some space on that disk, or name folders on another one (--output DIR, --store DIR)"
+        ]));
+        let known = anyhow!(full()).context(Failure::new(ExitCode::Failed, "store").hint("use another"));
+        assert!(hints(&known).eq(["use another"]));
+        assert_eq!(hints(&anyhow!("plain")).count(), 0);
     }
 
     #[test]

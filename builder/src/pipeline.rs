@@ -7,11 +7,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kimage_roles::slot::Slot;
 
 use crate::components::{self, Access, BuiltComponent};
 use crate::definition::{self, Definition};
 use crate::digest::Digest;
 use crate::disk::{self, Content as DiskContent, Disk, qcow2};
+use crate::failure::{ExitCode, Failure};
 use crate::inputs;
 use crate::lock::{self, Lock};
 use crate::partitions::esp::EspFile;
@@ -77,7 +79,7 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
-    let key = Key::new(order, &definition, &lock, signer.identity())?;
+    let key = Key::new(order, &definition, &lock, signer.identity(), store)?;
     if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
         progress.line(&format!(
             "nothing changed since {} was built",
@@ -85,6 +87,8 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         ));
         return Ok(manifest);
     }
+    // First, because fetching and compiling may take minutes: an output folder that can't be written to shows at once.
+    let staging = Staging::begin(&order.output, &order.role)?;
     inputs::fetch(
         &definition.image,
         &lock,
@@ -95,7 +99,6 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         progress,
     )?;
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
-    let staging = Staging::begin(&order.output, &order.role)?;
 
     let task = progress.task("assemble the root filesystem", None);
     let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
@@ -111,6 +114,7 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
 
     let scratch = store.scratch()?;
     let sealed = seal(order, &definition, &assembled, store, scratch.path(), progress)?;
+    let slot = slot(&definition, &sealed)?;
     let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
     for pattern in &unsigned.unmatched {
         let kernel = &assembled.kernel.version;
@@ -121,7 +125,16 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     }
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
-    let disk = write_disks(order, &lock, &sealed, &signed, signer, staging.path(), progress)?;
+    let disk = write_disks(
+        order,
+        &lock,
+        &sealed,
+        slot.hashes,
+        &signed,
+        signer,
+        staging.path(),
+        progress,
+    )?;
     let manifest = describe(
         order,
         &definition,
@@ -178,6 +191,25 @@ fn seal(
     Ok(sealed)
 }
 
+/// The slot that machines will have for this role.
+fn slot(definition: &Definition, sealed: &SealedRoot) -> Result<Slot> {
+    let role = &definition.role;
+    let declared = role.manifest.root_size_mib;
+    if let Some(mib) = declared
+        && sealed.size > u64::from(mib) << 20
+    {
+        let message = format!(
+            "roles/{}/role.toml: root-size-mib is {mib}, and the root filesystem has {} MiB",
+            role.name,
+            sealed.size.div_ceil(1 << 20)
+        );
+        let hint =
+            "declare more, with room for later versions; machines that run already keep their partitions";
+        return Err(Failure::new(ExitCode::Usage, message).hint(hint).into());
+    }
+    Ok(Slot::new(sealed.size, declared))
+}
+
 /// The stage 0 program among the components.
 fn init(built: &[BuiltComponent]) -> Result<Vec<u8>> {
     let file = built
@@ -208,10 +240,15 @@ impl Signed {
     }
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the disk holds everything that the build made"
+)]
 fn write_disks(
     order: &Order,
     lock: &Lock,
     sealed: &SealedRoot,
+    hash_tree_room: u64,
     signed: &Signed,
     signer: &dyn Signer,
     folder: &Path,
@@ -259,6 +296,7 @@ fn write_disks(
         epoch: i64::from(lock.epoch),
         root: &sealed.filesystem,
         verity: &sealed.hash_tree,
+        hash_tree_room,
         root_hash: &sealed.root_hash,
     };
     let raw = folder.join(DiskFormat::Raw.file_name());
@@ -341,6 +379,7 @@ fn describe(
             .map(|component| manifest::Component {
                 name: component.name.clone(),
                 version: component.version.clone(),
+                compiler: component.compiler.clone(),
             })
             .collect(),
         packages: u32::try_from(assembled.packages.len())?,

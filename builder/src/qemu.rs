@@ -33,13 +33,15 @@ pub fn program() -> Result<PathBuf, Failure> {
     })
 }
 
-/// A child that runs the QEMU of `PATH`.
+/// A child that runs the QEMU of `PATH`. It does not outlive the thread that starts it.
 ///
 /// # Errors
 /// As of [`program`].
 pub fn tool() -> Result<Tool, Failure> {
     // TMPDIR: where QEMU puts what a `snapshot` writes.
-    Ok(Tool::new(program()?).inherit(&["PATH", "TMPDIR"]))
+    Ok(Tool::new(program()?)
+        .inherit(&["PATH", "TMPDIR"])
+        .dies_with_starter())
 }
 
 /// What a machine is made of. It has no other devices than these and those that more arguments add.

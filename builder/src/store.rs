@@ -11,6 +11,7 @@
 //! ```
 
 mod files;
+mod held;
 mod lock;
 mod run;
 mod verified;
@@ -33,6 +34,7 @@ use run::Run;
 use verified::{Identity, Verified};
 
 pub use files::remove_tree;
+pub use held::Held;
 
 /// A folder that many builds share. Blobs are named by their digest; artifacts (folders) by the key of what made
 /// them. Everything appears by rename: a killed run leaves nothing that looks finished.
@@ -196,13 +198,19 @@ impl Store {
         let file = File::open(path).map_err(io_error)?;
         file.set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(io_error)?;
-        // The name promises the bytes, so they must be on the disk before the name is.
-        file.sync_all().map_err(io_error)?;
+        // Not synced one by one: whoever adopts many calls `sync` in the end. A power cut before that may leave the
+        // name without its bytes; the next reader hashes them, as `verified` only records what is on the disk.
         self.folder_of(&target)?;
         fs::rename(path, &target).map_err(io_error)?;
         let identity = Identity::of(&file).map_err(io_error)?;
         self.verified().remember(digest, identity);
         Ok(target)
+    }
+
+    /// Returns when all that was put in is on the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let synced = File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        synced.map_err(|error| self.unwritable(&self.root, &error))
     }
 
     /// The finished artifact folder of `kind` for `key`, if there is one.
@@ -255,20 +263,50 @@ impl Store {
             .map_err(io_error)
     }
 
-    /// Drops an artifact (`--no-cache`).
-    pub fn forget_artifact(&self, kind: &str, key: &Digest) -> Result<()> {
-        let path = self.artifact_path(kind, key)?;
-        if !path.is_dir() {
-            return Ok(());
+    /// [`Store::artifact_or_build`], held: nobody replaces the artifact while the result lives.
+    pub fn hold_or_build(
+        &self,
+        kind: &str,
+        key: &Digest,
+        build: impl Fn(&Path) -> Result<()>,
+    ) -> Result<Held> {
+        loop {
+            let path = self.artifact_or_build(kind, key, &build)?;
+            if let Some(held) = Held::take(&path).map_err(|error| self.unwritable(&path, &error))? {
+                return Ok(held);
+            }
         }
-        let _lock = self.lock(&format!("{kind}-{key}"), &format!("{kind} {}", key.short()))?;
+    }
+
+    /// An artifact made anew, whatever the store has (`--no-cache`, or what it has is damaged). It takes the old one's
+    /// place, unless somebody reads that: then it stays this process's own and goes when it is dropped.
+    pub fn rebuild(&self, kind: &str, key: &Digest, build: impl FnOnce(&Path) -> Result<()>) -> Result<Held> {
+        let target = self.artifact_path(kind, key)?;
         let scratch = self.scratch()?;
-        match fs::rename(&path, scratch.path().join("artifact")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(self.unwritable(&path, &error)),
-            Ok(()) => {}
+        let folder = scratch.path().join("artifact");
+        fs::create_dir(&folder).map_err(|error| self.unwritable(&folder, &error))?;
+        if let Err(error) = build(&folder) {
+            // Best effort: what stays goes with the scratch folder of this process.
+            let _ = remove_tree(scratch.path());
+            return Err(error);
         }
-        remove_tree(scratch.path()).with_context(|| format!("remove artifact `{}`", path.display()))
+        let io_error = |error: io::Error| self.unwritable(&target, &error);
+        let gone = || format!("artifact `{}` vanished", target.display());
+        let _lock = self.lock(&format!("{kind}-{key}"), &format!("{kind} {}", key.short()))?;
+        match File::open(&target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error(error)),
+            Ok(old) if lock::try_lock(&old).map_err(io_error)? => {
+                fs::rename(&target, scratch.path().join("replaced")).map_err(io_error)?;
+            }
+            Ok(_) => {
+                let held = Held::take(&folder).map_err(io_error)?.with_context(gone)?;
+                return Ok(held.with(scratch));
+            }
+        }
+        self.publish(&folder, &target)?;
+        let held = Held::take(&target).map_err(io_error)?.with_context(gone)?;
+        Ok(held.removing(scratch))
     }
 
     /// A folder for temporary files on the store's filesystem, removed on drop; what a killed run left is removed

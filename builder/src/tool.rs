@@ -1,10 +1,13 @@
 //! The one door for child processes: what ran is known, and an error carries the tail of what the child said.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 /// Lines of a failed child's standard error that are worth repeating.
 const TAIL_LINES: usize = 30;
@@ -54,6 +57,30 @@ impl Tool {
     /// Runs in `directory`.
     pub fn directory(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
+        self
+    }
+
+    /// Lets the kernel kill the child when the thread that starts it ends, however it ends (`PR_SET_PDEATHSIG`,
+    /// prctl(2)): not even `SIGKILL` leaves an orphan behind.
+    pub fn dies_with_starter(mut self) -> Self {
+        let starter = i32::try_from(std::process::id()).ok();
+        let tie = move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have ended before that call.
+            if getppid().map(|parent| parent.as_raw_nonzero().get()) == starter {
+                Ok(())
+            } else {
+                Err(io::Error::from(io::ErrorKind::BrokenPipe))
+            }
+        };
+        #[expect(
+            unsafe_code,
+            reason = "the signal is a property of the child, set between fork and exec"
+        )]
+        // SAFETY: the closure makes two system calls and neither allocates nor takes a lock.
+        unsafe {
+            self.command.pre_exec(tie);
+        }
         self
     }
 
@@ -125,6 +152,20 @@ mod tests {
             text.contains("/bin/sh -c") && text.contains("exit status: 3") && text.contains("too hot"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_child_dies_with_the_thread_that_started_it() {
+        let start = || {
+            Tool::new("/bin/sleep")
+                .arg("600")
+                .dies_with_starter()
+                .into_command()
+                .spawn()
+        };
+        let mut child = std::thread::spawn(start).join().unwrap().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
 
     #[test]

@@ -252,7 +252,7 @@ fn a_vendored_component_needs_neither_a_network_nor_a_compiler() {
     let built = bench.build("hello").unwrap();
     let component = bench.load("hello");
     let lock = bench.lock(&component);
-    let artifacts = components::artifacts(&[component], &lock).unwrap();
+    let artifacts = components::artifacts(&[component], &lock, &bench.store()).unwrap();
     let file = bench.path("inputs.tar");
     vendor::write(&[], &artifacts, &bench.store(), &file, &Progress::silent()).unwrap();
 

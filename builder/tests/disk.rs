@@ -74,6 +74,7 @@ fn sample(root: usize) -> Sample {
         epoch: 1_700_000_000,
         root: &root_path,
         verity: &verity_path,
+        hash_tree_room: 0,
         root_hash: &Digest::of(b"root"),
     };
     let disk = disk::assemble(&content, &folder.path().join("disk.raw")).unwrap();

@@ -1,4 +1,5 @@
-//! The one door for child processes: what ran is known, and an error carries what the child said.
+//! The one door for child processes (what ran is known, and an error carries what the child said), and what is said
+//! to whoever watches.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -53,6 +54,17 @@ pub(crate) fn output(program: &str, arguments: &[String]) -> Result<String> {
         bail!("`{program}` failed ({}): {last}", output.status);
     }
     Ok(text)
+}
+
+/// Says one line, with the name of who says it.
+pub(crate) fn say(who: &str, text: &str) {
+    use std::io::Write;
+
+    let line = format!("{who}: {text}\n");
+    // The unit's output goes to the journal, which keeps it; the console is for whoever watches.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    let console = std::fs::OpenOptions::new().write(true).open("/dev/console");
+    let _ = console.and_then(|mut console| console.write_all(line.as_bytes()));
 }
 
 /// Writes a report to standard output, which systemd leads to the console and the journal.

@@ -6,9 +6,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["state"] => kimage_firstboot::state::run(),
+        ["containers"] => kimage_firstboot::containers::run(),
         ["selftest"] => kimage_firstboot::selftest::run(),
         _ => {
-            eprintln!("usage: kimage-firstboot state | selftest");
+            eprintln!("usage: kimage-firstboot state | containers | selftest");
             return ExitCode::from(2);
         }
     };

@@ -6,15 +6,18 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use kimage_roles::role::{MAX_ROLE, ROLE_PATH, Role};
+use kimage_roles::containers::STORE;
 
-use crate::host;
+use crate::{containers, host, role};
 
 /// Begins every line, so that a reader of the console finds them.
 const PREFIX: &str = "kimage-selftest:";
 
 /// How often this state partition has seen a self-test: tells a kept state from a fresh one.
 const COUNTER: &str = "/var/lib/kimage/self-tests";
+
+/// What containerd works in.
+const CONTAINERD: &str = "/var/lib/containerd";
 
 /// The outcome of one check.
 struct Check {
@@ -25,7 +28,7 @@ struct Check {
 /// Runs all checks, prints one line each and a last line `kimage-selftest: N passed, N failed`. Failed checks are an
 /// error, so that the unit fails too.
 pub fn run() -> Result<()> {
-    let role = read_role()?;
+    let role = role::read()?;
     let mut checks: Vec<Check> = role.components.iter().flat_map(version_checks).collect();
     checks.push(Check {
         what: "no unit has failed".to_owned(),
@@ -35,6 +38,12 @@ pub fn run() -> Result<()> {
         what: "/var keeps what is written".to_owned(),
         outcome: count_on_state(Path::new(COUNTER)),
     });
+    if Path::new(STORE).exists() {
+        checks.push(Check {
+            what: "containerd uses the image's store".to_owned(),
+            outcome: store_in_use(Path::new(STORE), Path::new(CONTAINERD)),
+        });
+    }
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     let mut report = format!(
         "{PREFIX} role {} of {} with kernel {}\n",
@@ -55,18 +64,6 @@ pub fn run() -> Result<()> {
     host::print(&report);
     ensure!(failed == 0, "{failed} checks failed");
     Ok(())
-}
-
-fn read_role() -> Result<Role> {
-    let size = std::fs::metadata(ROLE_PATH)
-        .with_context(|| format!("read {ROLE_PATH}"))?
-        .len();
-    ensure!(
-        size <= MAX_ROLE as u64,
-        "{ROLE_PATH} has {size} bytes, more than {MAX_ROLE}"
-    );
-    let bytes = std::fs::read(ROLE_PATH).with_context(|| format!("read {ROLE_PATH}"))?;
-    Role::from_json(&bytes).with_context(|| format!("read {ROLE_PATH}"))
 }
 
 fn version_checks(component: &kimage_roles::role::Component) -> impl Iterator<Item = Check> {
@@ -116,6 +113,18 @@ fn failed_units() -> Result<String> {
         .collect();
     ensure!(units.is_empty(), "{}", units.join(" "));
     Ok("0".to_owned())
+}
+
+/// Whether containerd works in what was seeded from this image.
+fn store_in_use(store: &Path, link: &Path) -> Result<String> {
+    let name = containers::name(store)?;
+    let target = std::fs::read_link(link).with_context(|| format!("read {}", link.display()))?;
+    ensure!(
+        target.ends_with(&name) && target.is_dir(),
+        "it uses {}, the image has {name}",
+        target.display()
+    );
+    Ok(name)
 }
 
 /// Adds one to the number in `file`, durably.

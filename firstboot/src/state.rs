@@ -5,8 +5,8 @@
 //! grown), mounts it on `/var` and fills in what the image ships for `/var`. Without room `/var` is in memory, and
 //! the console says so.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, mount};
 use crate::gpt::{Guid, Partition, Table};
 use crate::stage0::report::Report;
 use crate::storage::{PartitionChange, tell_kernel};
-use crate::sysfs;
+use crate::{host, role, sysfs};
 
 pub mod ext4;
 pub mod factory;
@@ -40,7 +40,8 @@ pub fn run() -> Result<()> {
         disk: &disk,
         sector_size: report.sector_size,
     };
-    let state = table::prepare(&disk, report.sector_size, &mut machine);
+    let declared = role::read()?.root_size_mib;
+    let state = table::prepare(&disk, report.sector_size, declared, &mut machine);
     match state.with_context(|| format!("prepare disk {}", report.disk))? {
         Some(partition) => mount_state(
             &machine.node(&partition)?,
@@ -163,9 +164,5 @@ impl Host for Machine<'_> {
 }
 
 fn say(text: &str) {
-    let line = format!("kimage-state: {text}\n");
-    // The unit's output goes to the journal, which keeps it; the console is for whoever watches.
-    let _ = std::io::stderr().write_all(line.as_bytes());
-    let console = fs::OpenOptions::new().write(true).open("/dev/console");
-    let _ = console.and_then(|mut console| console.write_all(line.as_bytes()));
+    host::say("kimage-state", text);
 }

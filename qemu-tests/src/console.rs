@@ -28,6 +28,8 @@ struct Shared {
 #[derive(Default)]
 struct Transcript {
     text: Vec<u8>,
+    /// How much text there was, and when.
+    arrivals: Vec<(usize, Instant)>,
     ended: bool,
 }
 
@@ -42,6 +44,8 @@ impl Console {
                 let length = output.read(&mut buffer).unwrap_or(0);
                 let mut transcript = theirs.lock();
                 transcript.text.extend_from_slice(&buffer[..length]);
+                let arrived = transcript.text.len();
+                transcript.arrivals.push((arrived, Instant::now()));
                 transcript.ended = length == 0;
                 theirs.changed.notify_all();
                 if length == 0 {
@@ -102,6 +106,21 @@ impl Console {
             .context("type on the console")
     }
 
+    /// When the first line with `pattern` was complete.
+    pub fn time_of(&self, pattern: &str) -> Option<Instant> {
+        let transcript = self.shared.lock();
+        let text = String::from_utf8_lossy(&transcript.text);
+        // Lossy text is never shorter than what it came from, so that lengths are looked up in the bytes.
+        let line = text.lines().find(|line| line.contains(pattern))?.as_bytes();
+        let start = transcript
+            .text
+            .windows(line.len())
+            .position(|window| window == line)?;
+        let end = start + line.len();
+        let arrival = transcript.arrivals.iter().find(|(length, _)| *length >= end);
+        arrival.map(|(_, time)| *time)
+    }
+
     /// Everything printed so far.
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.shared.lock().text).into_owned()
@@ -122,10 +141,11 @@ fn find(transcript: &Transcript, position: usize, patterns: &[&str]) -> Option<(
         let length = match rest.iter().position(|byte| *byte == b'\n') {
             Some(end) => end + 1,
             None if transcript.ended => rest.len(),
-            // A prompt has no line's end; a pattern in it counts as soon as it is whole.
+            // A prompt has no line's end, but a space: such a pattern counts as soon as it is whole.
             None => {
                 let line = String::from_utf8_lossy(rest);
-                let which = patterns.iter().position(|pattern| line.ends_with(pattern))?;
+                let is_prompt = |pattern: &&str| pattern.ends_with(' ') && line.ends_with(*pattern);
+                let which = patterns.iter().position(is_prompt)?;
                 return Some((which, line.into_owned(), transcript.text.len()));
             }
         };

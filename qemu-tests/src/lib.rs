@@ -1,5 +1,5 @@
 //! The bench on which images boot: a [`machine::Machine`] is one QEMU process with its console and its control
-//! socket. [`packages`] and [`programs`] are what tests work on. The claims about images are in `tests/`.
+//! socket. [`packages`] and [`programs`] are what tests work on, [`processes`] tells when somebody else's have ended. The claims about images are in `tests/`.
 
 pub mod accelerator;
 pub mod console;
@@ -7,4 +7,5 @@ pub mod control;
 pub mod images;
 pub mod machine;
 pub mod packages;
+pub mod processes;
 pub mod programs;

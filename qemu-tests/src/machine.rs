@@ -3,7 +3,8 @@
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{LazyLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,7 @@ impl Blueprint {
         let errors = Console::attach(errors.context("no standard error")?, None);
         let mut machine = Machine {
             child: Process(child),
+            switched_on: Instant::now(),
             console,
             errors,
             control: None,
@@ -171,9 +173,10 @@ impl Blueprint {
     }
 }
 
-/// A machine that is switched on. Dropping it pulls the plug.
+/// A machine that is switched on. Dropping it pulls the plug; so does the end of this process.
 pub struct Machine {
     child: Process,
+    switched_on: Instant,
     console: Console,
     errors: Console,
     control: Option<Control>,
@@ -184,6 +187,16 @@ impl Machine {
     /// Its serial console.
     pub fn console(&mut self) -> &mut Console {
         &mut self.console
+    }
+
+    /// When it was switched on.
+    pub fn switched_on(&self) -> Instant {
+        self.switched_on
+    }
+
+    /// The id of QEMU's process.
+    pub fn process_id(&self) -> u32 {
+        self.child.0.id()
     }
 
     /// Its control socket, for what has no method here.
@@ -296,5 +309,24 @@ fn spawn(arguments: &[String]) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.spawn().with_context(|| format!("start `{line}`"))
+    start_for_good(command).with_context(|| format!("start `{line}`"))
+}
+
+/// Starts a child from a thread that lives as long as this process: QEMU dies with the thread that starts it, and a
+/// machine may be handed from a test's thread to another.
+fn start_for_good(command: Command) -> Result<Child> {
+    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static STARTER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
+        let (orders, taken) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, answer) in taken {
+                // Who asked may have gone.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, answered) = mpsc::channel();
+    STARTER.send((command, answer)).context("the starter has ended")?;
+    Ok(answered.recv().context("the starter has ended")??)
 }

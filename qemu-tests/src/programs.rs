@@ -14,7 +14,16 @@ pub fn guest(name: &str) -> Result<Vec<u8>> {
         workspace().display()
     );
     Tool::new(env!("CARGO"))
-        .inherit(&["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "CARGO_TARGET_DIR"])
+        .inherit(&[
+            "PATH",
+            "HOME",
+            "CARGO_HOME",
+            "RUSTUP_HOME",
+            "RUSTUP_TOOLCHAIN",
+            "CARGO_TARGET_DIR",
+        ])
+        // A test must not let rustup change the host's toolchains.
+        .env("RUSTUP_AUTO_INSTALL", "0")
         .env("RUSTFLAGS", flags)
         .directory(workspace())
         .args(["build", "--locked", "--profile", "guest", "--target", TRIPLE])

@@ -1,8 +1,15 @@
 //! The bench itself: firmware starts, the control socket answers, a machine ends with its value.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
-use kimage_qemu_tests::machine::{Blueprint, Disk, Firmware, Format};
+use kimage_qemu_tests::images::command;
+use kimage_qemu_tests::machine::{Blueprint, Disk, Firmware, Format, Machine};
+use kimage_qemu_tests::processes::Watched;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -37,6 +44,58 @@ fn firmware_with_secure_boot_starts_and_resets() {
         .wait_for("BdsDxe: failed to load", DEADLINE)
         .unwrap();
     machine.quit().unwrap();
+}
+
+/// Set in the process that the test below kills.
+const VICTIM: &str = "KIMAGE_TEST_VICTIM";
+
+#[test]
+fn a_machine_ends_with_the_process_that_started_it_even_when_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    if std::env::var_os(VICTIM).is_some() {
+        // From another thread, which ends: a machine belongs to the process.
+        let machine = std::thread::spawn(move || paused(folder.path())).join().unwrap();
+        println!("\nmachine {}", machine.process_id());
+        loop {
+            std::thread::park();
+        }
+    }
+    let name = "a_machine_ends_with_the_process_that_started_it_even_when_that_is_killed";
+    let mut victim = command(std::env::current_exe().unwrap());
+    victim.args(["--exact", name, "--nocapture"]).env(VICTIM, "1");
+    let mut victim = victim.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
+    let id = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix("machine ")?.parse().ok());
+    let machine = Watched::new(id.expect("the machine starts")).unwrap();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    machine.wait_for_end(DEADLINE).unwrap();
+}
+
+#[test]
+fn a_machine_ends_with_a_test_that_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = paused(folder.path());
+    let watched = Watched::new(machine.process_id()).unwrap();
+    let panicked = std::thread::spawn(move || {
+        let _machine = machine;
+        panic!("on purpose");
+    });
+    panicked.join().unwrap_err();
+    watched.wait_for_end(DEADLINE).unwrap();
+}
+
+/// A machine that waits before its first instruction.
+fn paused(folder: &Path) -> Machine {
+    let firmware = Firmware::find(true).unwrap();
+    let vars = folder.join("vars.fd");
+    std::fs::copy(&firmware.vars, &vars).unwrap();
+    let blueprint = Blueprint::firmware(firmware, &vars)
+        .memory_mb(256)
+        .arguments(["-S"]);
+    blueprint.start().unwrap()
 }
 
 #[test]

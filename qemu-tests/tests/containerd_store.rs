@@ -15,9 +15,10 @@ use std::process::{Command, Output};
 
 use kimage_builder::digest::Digest;
 use kimage_builder::tool::Tool;
-use kimage_builder::tree::containerd::{Config, Image, STORE, TMPFILES, store};
+use kimage_builder::tree::containerd::{Config, Image, STORE, store};
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use kimage_qemu_tests::packages::Locked;
+use kimage_qemu_tests::programs::guest;
 
 const MTIME: u32 = 1_760_000_000;
 
@@ -268,11 +269,16 @@ fn containerd_takes_the_store_for_its_own() {
     let programs = containerd();
     install(&programs, root);
     let before = tool("find", "findutils", &[root.join(STORE).to_str().unwrap(), "-ls"]);
-    let option = format!("--root={}", root.display());
-    // It warns about what it can't resolve without the machine's user database, but makes every line.
-    let seed_file = root.join(TMPFILES);
-    let arguments = ["--create", &option, seed_file.to_str().unwrap()];
-    tool("systemd-tmpfiles", "systemd", &arguments);
+    let firstboot = root.join("usr/lib/kimage/kimage-firstboot");
+    fs::write(&firstboot, guest("kimage-firstboot").unwrap()).unwrap();
+    fs::set_permissions(&firstboot, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(root.join("var/lib")).unwrap();
+    let inside = [
+        root.to_str().unwrap(),
+        "/usr/lib/kimage/kimage-firstboot",
+        "containers",
+    ];
+    tool("chroot", "coreutils", &inside);
     let seeded = root.join(
         fs::read_link(root.join("var/lib/containerd"))
             .unwrap()

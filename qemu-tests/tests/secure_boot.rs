@@ -65,6 +65,7 @@ fn disk(folder: &Path, files: &[(&str, &[u8])]) -> Disk {
         epoch: 0x6000_0000,
         root: &root,
         verity: &verity,
+        hash_tree_room: 0,
         root_hash: &Digest::of(b""),
     };
     disk::assemble(&content, &folder.join("disk.raw")).unwrap()

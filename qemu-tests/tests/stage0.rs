@@ -18,6 +18,8 @@ use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Format, Machine};
 use kimage_qemu_tests::packages::Locked;
 use kimage_qemu_tests::programs::guest;
+use kimage_roles::containers::{CONTENT, METADATA, SNAPSHOTS, SNAPSHOTTER, STAMP, STORE};
+use kimage_roles::role::{ROLE_PATH, Role};
 
 /// What the root, its programs and the kernel come from.
 const PACKAGES: [&str; 9] = [
@@ -40,8 +42,8 @@ const DISK: u64 = 32768;
 const PANIC: &str = "Kernel panic";
 
 /// What the real root runs instead of systemd.
-const INIT: &str = "#!/bin/sh
-mount | grep ' / \\| /etc \\| /run '
+const INIT: &str = r#"#!/bin/sh
+mount | grep ' / \| /etc \| /run '
 touch /etc/probe && echo etc-can-change
 touch /probe 2>/dev/null || echo root-can-not
 cat /run/kimage/stage0.json; echo
@@ -49,15 +51,27 @@ echo root-is-up
 if grep -q test=state /proc/cmdline; then
     /usr/lib/kimage/kimage-firstboot state && echo state-is-ready || echo state-failed
     mount | grep ' /var '
-    echo \"size $(df -m /var | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2) MiB\"
-    echo \"boots before: $(cat /var/boots | wc -l), factory says $(cat /var/lib/factory-file)\"
+    echo "size $(df -m /var | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2) MiB"
+    echo "boots before: $(cat /var/boots | wc -l), factory says $(cat /var/lib/factory-file)"
     echo x >>/var/boots
+    sync
+    echo test-is-done
+fi
+if grep -q test=containers /proc/cmdline; then
+    /usr/lib/kimage/kimage-firstboot state || echo state-failed
+    /usr/lib/kimage/kimage-firstboot containers && echo store-is-ready
+    echo "in use: $(readlink /var/lib/containerd)"
+    echo "stores: $(ls -A /var/lib/kimage/containerd)"
+    cd /usr/lib/kimage/containerd
+    for file in $(find io.containerd* -type f); do
+        cmp $file /var/lib/containerd/$file && echo same
+    done
     sync
     echo test-is-done
 fi
 sleep 0.2
 poweroff -f
-";
+"#;
 
 struct Bench {
     folder: PathBuf,
@@ -166,6 +180,34 @@ fn shelve(tree: &mut Tree, path: &TreePath, folder: &Path) {
     }
 }
 
+/// What the builder tells first boot, and a store for containerd that takes a while to copy.
+fn write_contract(root: &Path) {
+    let role = Role {
+        schema: kimage_roles::role::SCHEMA,
+        role: "test".to_owned(),
+        image: "test".to_owned(),
+        kernel: "test".to_owned(),
+        root_size_mib: Some(96),
+        components: Vec::new(),
+    };
+    let put = |path: &str, bytes: &[u8]| {
+        let path = root.join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    put(ROLE_PATH, &role.to_json().unwrap());
+    put(&format!("{STORE}/{STAMP}"), b"5eed\n");
+    // Each block another one, so that a hole or a swap shows, and all together small in the root.
+    let blob = |seed: u8| -> Vec<u8> {
+        let block = |number: u32| [seed, number as u8, (number >> 8) as u8].repeat(1365);
+        (0..2048).flat_map(block).collect()
+    };
+    put(&format!("{STORE}/{CONTENT}/blobs/1"), &blob(1));
+    put(&format!("{STORE}/{CONTENT}/blobs/2"), &blob(2));
+    put(&format!("{STORE}/{METADATA}/meta.db"), b"database");
+    put(&format!("{STORE}/{SNAPSHOTTER}/{SNAPSHOTS}/1/fs/app"), b"program");
+}
+
 fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
     let root = folder.join("root");
     let folders = "bin sbin dev etc proc run sys tmp var lib64 usr/lib/kimage usr/sbin usr/share/factory/var/lib \
@@ -180,7 +222,9 @@ fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
         root.join("bin/busybox"),
     )
     .unwrap();
-    for name in "sh mount grep touch cat echo sleep poweroff df tail tr cut wc sync".split(' ') {
+    for name in
+        "sh mount grep touch cat echo sleep poweroff df tail tr cut wc sync readlink ls find cmp".split(' ')
+    {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
     for name in ["mkfs.ext4", "e2fsck", "resize2fs"] {
@@ -199,6 +243,7 @@ fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
     let firstboot = root.join("usr/lib/kimage/kimage-firstboot");
     fs::write(&firstboot, guest("kimage-firstboot").unwrap()).unwrap();
     fs::set_permissions(&firstboot, fs::Permissions::from_mode(0o755)).unwrap();
+    write_contract(&root);
     fs::write(root.join("usr/share/factory/var/lib/factory-file"), "hello").unwrap();
     fs::write(root.join("sbin/init"), INIT).unwrap();
     fs::set_permissions(root.join("sbin/init"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -436,7 +481,14 @@ fn the_state_is_made_kept_and_grown() {
         size(&second),
         size(&third)
     );
-    inspect(&path);
+    let table = inspect(&path);
+    // Declared are 96 MiB; the image's own root is smaller.
+    let roots = table.lines().filter(|line| line.contains("96.0 MiB"));
+    assert_eq!(
+        roots.count(),
+        2,
+        "both slots have room for a larger root\n{table}"
+    );
 }
 
 #[test]
@@ -450,6 +502,36 @@ fn a_power_cut_while_the_state_is_made_is_survived() {
     let text = boots_with_state(disk);
     assert!(text.contains("boots before: 0, factory says hello"), "{text}");
     inspect(&path);
+}
+
+#[test]
+fn a_power_cut_while_containerds_store_is_copied_is_survived() {
+    let (_, disk) = state_disk("store", 3 << 30);
+    for _ in 0..2 {
+        let mut machine = boot(disk.clone(), "test=containers");
+        let (which, line) = machine
+            .console()
+            .wait_for_any(&["is copied from the image", "is in use", PANIC], DEADLINE)
+            .unwrap();
+        assert_eq!(which, 0, "{line}");
+        machine.cut_power();
+    }
+    let mut machine = boot(disk, "test=containers");
+    machine.console().wait_for("test-is-done", DEADLINE).unwrap();
+    machine.wait_for_end(DEADLINE).unwrap();
+    let text = machine.console().transcript();
+    assert!(
+        text.contains("is copied from the image"),
+        "the cuts came too late\n{text}"
+    );
+    for expected in [
+        "in use: /var/lib/kimage/containerd/5eed",
+        "stores: 5eed\r\n",
+        "store-is-ready",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    assert_eq!(text.matches("same\r\n").count(), 4, "{text}");
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub struct Role {
     pub image: String,
     /// Kernel that the modules belong to: `6.8.0-149-generic`.
     pub kernel: String,
+    /// Size of a root partition in MiB that the role declares, see [`crate::slot::Slot`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_size_mib: Option<u32>,
     /// What was baked in, sorted by name.
     pub components: Vec<Component>,
 }
@@ -96,6 +99,7 @@ mod tests {
             role: "etcd".to_owned(),
             image: "ubuntu-24.04".to_owned(),
             kernel: "6.8.0-149-generic".to_owned(),
+            root_size_mib: Some(512),
             components: vec![Component {
                 name: "etcd".to_owned(),
                 version: "v3.6.14".to_owned(),

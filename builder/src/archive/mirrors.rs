@@ -1,5 +1,6 @@
 //! Where an archive may be had: `--mirror`, the definition, or the host's own apt sources.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Result;
@@ -10,6 +11,8 @@ use crate::failure::{ExitCode, Failure};
 
 /// Where apt keeps its sources.
 const APT_FOLDER: &str = "/etc/apt";
+/// Most bytes that are read of a mirror list.
+const MIRROR_LIST_BYTES: u64 = 1 << 20;
 
 /// Base URLs (what stands before `dists/` and `pool/`, without a final slash) of one suite, best first; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,7 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
         .filter(|url| last_part(url) == path)
         .cloned()
         .collect();
+    let sources = apt_sources(apt);
     let candidates = [
         fitting,
         // A mirror whose path does not tell what it mirrors is taken at its user's word.
@@ -56,7 +60,8 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
             .collect(),
         suite.mirrors.clone(),
         archive.mirrors.clone(),
-        apt_sources(apt)
+        sources
+            .urls
             .into_iter()
             .filter(|url| last_part(url) == path)
             .collect(),
@@ -65,10 +70,16 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
         .into_iter()
         .find(|urls| !urls.is_empty())
         .ok_or_else(|| {
-            let message = format!(
+            let mut message = format!(
                 "no mirror for suite {}: the definition names none and apt's sources have no `{path}`",
                 suite.name
             );
+            if !sources.passed_over.is_empty() {
+                message.push_str(&format!(
+                    " (passed over, kimage can't read it: {})",
+                    sources.passed_over.join(", ")
+                ));
+            }
             Failure::new(ExitCode::Fetch, message).hint(format!(
                 "name one with --mirror URL, where URL ends in `/{path}` and has `dists/{}` below it",
                 suite.name
@@ -85,9 +96,59 @@ fn last_part(url: &str) -> &str {
     url.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
 }
 
+/// What apt's sources name.
+#[derive(Default)]
+struct Sources {
+    /// Base URLs.
+    urls: Vec<String>,
+    /// Sources of other methods (`cdrom:`) and mirror lists that can't be read, for the error when no URL fits.
+    passed_over: Vec<String>,
+}
+
+impl Sources {
+    fn add(&mut self, uri: String) {
+        if is_plain(&uri) {
+            self.urls.push(uri);
+            return;
+        }
+        let listed = uri
+            .strip_prefix("mirror+file:")
+            .and_then(|path| read_mirror_list(Path::new(path)));
+        match listed {
+            Some(urls) => self.urls.extend(urls),
+            None => self.passed_over.push(uri),
+        }
+    }
+}
+
+fn is_plain(uri: &str) -> bool {
+    ["http://", "https://", "file:/"]
+        .iter()
+        .any(|scheme| uri.starts_with(scheme))
+}
+
+/// The URLs of a mirror list, best first (apt-transport-mirror(1)): one a line, words like `priority:2` after it, the
+/// lowest number first and those without one last. `None` when it can't be read or names no URL.
+fn read_mirror_list(path: &Path) -> Option<Vec<String>> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(MIRROR_LIST_BYTES).read_to_string(&mut text).ok()?;
+    let mut urls: Vec<(u32, String)> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(url) = words.next().filter(|url| is_plain(url)) else {
+            continue;
+        };
+        let priority = words.find_map(|word| word.strip_prefix("priority:")?.parse().ok());
+        urls.push((priority.unwrap_or(u32::MAX), url.to_owned()));
+    }
+    urls.sort_by_key(|(priority, _)| *priority);
+    (!urls.is_empty()).then(|| urls.into_iter().map(|(_, url)| url).collect())
+}
+
 /// Base URLs in apt's sources, in both of its formats (sources.list(5)). What can't be read is passed over: apt
 /// itself is not needed on the host.
-fn apt_sources(folder: &Path) -> Vec<String> {
+fn apt_sources(folder: &Path) -> Sources {
     let mut files = vec![folder.join("sources.list")];
     let parts = std::fs::read_dir(folder.join("sources.list.d"))
         .into_iter()
@@ -96,23 +157,20 @@ fn apt_sources(folder: &Path) -> Vec<String> {
     let mut parts: Vec<_> = parts.map(|entry| entry.path()).collect();
     parts.sort();
     files.extend(parts);
-    let mut urls = Vec::new();
+    let mut sources = Sources::default();
     for file in files {
         let Ok(text) = std::fs::read_to_string(&file) else {
             continue;
         };
         if file.extension().is_some_and(|extension| extension == "sources") {
-            urls.extend(deb822_sources(&text));
+            deb822_sources(&text).into_iter().for_each(|uri| sources.add(uri));
         } else if file.extension().is_some_and(|extension| extension == "list") {
-            urls.extend(text.lines().filter_map(one_line_source));
+            text.lines()
+                .filter_map(one_line_source)
+                .for_each(|uri| sources.add(uri));
         }
     }
-    urls.retain(|url| {
-        ["http://", "https://", "file:/"]
-            .iter()
-            .any(|scheme| url.starts_with(scheme))
-    });
-    urls
+    sources
 }
 
 /// `deb [options] URL suite component...`
@@ -195,6 +253,34 @@ mod tests {
         );
         let security = find(&archive(&[]), &suite(Some("debian-security")), &[], apt.path()).unwrap();
         assert_eq!(security.urls("x"), ["https://c.example/debian-security/x"]);
+    }
+
+    #[test]
+    fn a_mirror_list_is_read_and_one_that_cannot_be_is_named() {
+        let apt = tempfile::tempdir().unwrap();
+        let list = apt.path().join("mirrors.txt");
+        std::fs::write(&list, "# ours\nhttp://late.example/debian\nhttp://b.example/debian\tpriority:2 type:deb\nhttps://a.example/debian/ priority:1\nnonsense\n").unwrap();
+        let write = |uri: &str| {
+            let line = format!("deb cdrom:[Disc]/ trixie main\ndeb {uri} trixie main\n");
+            std::fs::write(apt.path().join("sources.list"), line).unwrap();
+            find(&archive(&[]), &suite(None), &[], apt.path())
+        };
+        for slashes in ["", "//"] {
+            let found = write(&format!("mirror+file:{slashes}{}", list.display())).unwrap();
+            assert_eq!(
+                found.urls("x"),
+                [
+                    "https://a.example/debian/x",
+                    "http://b.example/debian/x",
+                    "http://late.example/debian/x"
+                ]
+            );
+        }
+        for unread in ["mirror+file:/nonexistent", "mirror://m.example/list.txt"] {
+            let error = write(unread).unwrap_err();
+            assert!(error.to_string().contains(unread), "{error}");
+            assert!(crate::failure::hints(&error).any(|hint| hint.contains("--mirror")));
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn export(arguments: &Vendor, context: &Context) -> Result<Summary> {
     let requests = inputs::requests(&definition.image, &lock, &roles, &context.global.mirror, network)?;
     download::fetch(&requests, &store, network, progress)?;
     components::build(&needed, &lock, &store, &Access::from(network), progress)?;
-    let artifacts = components::artifacts(&needed, &lock)?;
+    let artifacts = components::artifacts(&needed, &lock, &store)?;
     write(&requests, &artifacts, &store, &arguments.file, progress)
 }
 

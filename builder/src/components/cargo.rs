@@ -27,6 +27,7 @@ const VARIABLES: &[&str] = &[
     "CARGO_HOME",
     "RUSTUP_HOME",
     "RUSTUP_TOOLCHAIN",
+    "RUSTUP_AUTO_INSTALL",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -37,8 +38,14 @@ const VARIABLES: &[&str] = &[
     "SSL_CERT_DIR",
 ];
 
-/// Adds the workspace's files that the programs are made of.
-pub(super) fn add_to_key(component: &Component, cargo: &Cargo, hasher: &mut Hasher) -> Result<()> {
+/// Adds the compiler and the workspace's files that the programs are made of.
+pub(super) fn add_to_key(
+    component: &Component,
+    cargo: &Cargo,
+    compiler: &Compiler,
+    hasher: &mut Hasher,
+) -> Result<()> {
+    hasher.field(compiler.to_string().as_bytes());
     let workspace = workspace(component, cargo)?;
     let mut files: Vec<PathBuf> = vec!["Cargo.toml".into(), "Cargo.lock".into()];
     for input in &cargo.inputs {
@@ -74,7 +81,10 @@ pub(super) fn build(
     let workspace = workspace(component, cargo)?;
     host.fetch(&workspace, bench.access.network, &task)?;
     let built = host.compile(&workspace, cargo, &target, &task)?;
-    let mut products = Products::default();
+    let mut products = Products {
+        compiler: Some(host.compiler.to_string()),
+        ..Products::default()
+    };
     for (index, binary) in cargo.binary.iter().enumerate() {
         let (from, file) = (built.join(&binary.name), index.to_string());
         std::fs::copy(&from, folder.join(&file)).with_context(|| format!("copy {}", from.display()))?;
@@ -89,41 +99,89 @@ pub(super) fn build(
     Ok(products)
 }
 
+/// A Rust compiler, as `rustc -vV` names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Compiler {
+    release: String,
+    commit: String,
+}
+
+impl std::fmt::Display for Compiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rustc {} ({})", self.release, self.commit)
+    }
+}
+
+impl Compiler {
+    /// The one whose bytes are the image's.
+    pub(super) fn pinned(pin: &LockedToolchain) -> Self {
+        Self {
+            release: pin.version.clone(),
+            commit: pin.hash.clone(),
+        }
+    }
+
+    /// The one of this host, if it is the pinned one or a newer one.
+    pub(super) fn of_host(pin: &LockedToolchain) -> Result<Self> {
+        let version = rustc(pin, &["-vV"])?;
+        let field = |name: &str| {
+            let value = version.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap_or("unknown").to_owned()
+        };
+        let found = Self {
+            release: field("release: "),
+            commit: field("commit-hash: "),
+        };
+        let pinned = Self::pinned(pin);
+        if found == pinned || found.is_as_new_as(&pinned) {
+            return Ok(found);
+        }
+        Err(missing(pin, &format!("this host has {found}")).into())
+    }
+
+    /// Nightlies and betas of a version come before it.
+    fn is_as_new_as(&self, pinned: &Self) -> bool {
+        let (Some(found), Some(least)) = (number(&self.release), number(&pinned.release)) else {
+            return false;
+        };
+        found > least || found == least && !self.release.contains('-')
+    }
+}
+
+/// `[1, 95, 0]` of `1.95.0` and of `1.95.0-nightly`.
+fn number(release: &str) -> Option<Vec<u64>> {
+    let numbers = release.split('-').next()?.split('.');
+    let numbers: Vec<u64> = numbers.map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    (numbers.len() == 3).then_some(numbers)
+}
+
+fn missing(pin: &LockedToolchain, found: &str) -> Failure {
+    let message = format!("Rust {} or newer is needed, {found}", pin.version);
+    let hint = format!(
+        "install it: `rustup toolchain install {0}`, then RUSTUP_TOOLCHAIN={0}",
+        pin.version
+    );
+    Failure::new(ExitCode::Failed, message).hint(hint)
+}
+
+fn rustc(pin: &LockedToolchain, arguments: &[&str]) -> Result<String> {
+    let output = Tool::new("rustc").args(arguments).inherit(VARIABLES).run();
+    let output = output.with_context(|| missing(pin, "but rustc does not run"))?;
+    Ok(String::from_utf8_lossy(&output).trim().to_owned())
+}
+
 /// The Rust installation of this host.
 struct Host {
     cargo_home: PathBuf,
     sysroot: PathBuf,
-    commit: String,
+    compiler: Compiler,
 }
 
 impl Host {
-    /// Finds rustc and checks that it is the pinned one.
+    /// Finds rustc and checks that it may build what is pinned to `pin`.
     fn look(pin: &LockedToolchain) -> Result<Self> {
-        let hint = format!(
-            "install it: `rustup toolchain install {0}`, then RUSTUP_TOOLCHAIN={0}",
-            pin.version
-        );
-        let wrong = |found: &str| {
-            let message = format!("Rust {} ({}) is needed, {found}", pin.version, pin.hash);
-            Failure::new(ExitCode::Failed, message).hint(hint.clone())
-        };
-        let rustc = |arguments: &[&str]| -> Result<String> {
-            let output = Tool::new("rustc").args(arguments).inherit(VARIABLES).run();
-            let output = output.with_context(|| wrong("but rustc does not run"))?;
-            Ok(String::from_utf8_lossy(&output).trim().to_owned())
-        };
-        let version = rustc(&["-vV"])?;
-        let field = |name: &str| {
-            version
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap_or("unknown")
-        };
-        let (release, commit) = (field("release: "), field("commit-hash: "));
-        if release != pin.version || commit != pin.hash {
-            return Err(wrong(&format!("this host has {release} ({commit})")).into());
-        }
-        let sysroot = PathBuf::from(rustc(&["--print", "sysroot"])?);
+        let compiler = Compiler::of_host(pin)?;
+        let sysroot = PathBuf::from(rustc(pin, &["--print", "sysroot"])?);
         let variable = |name: &str| {
             std::env::var_os(name)
                 .filter(|value| !value.is_empty())
@@ -134,7 +192,7 @@ impl Host {
         Ok(Self {
             cargo_home,
             sysroot,
-            commit: commit.to_owned(),
+            compiler,
         })
     }
 
@@ -198,7 +256,7 @@ impl Host {
         // With rust-src installed, rustc shows the standard library's files there instead of under /rustc.
         map(
             &self.sysroot.join("lib/rustlib/src/rust"),
-            &format!("/rustc/{}", self.commit),
+            &format!("/rustc/{}", self.compiler.commit),
         );
         map(&self.cargo_home, "/cargo");
         // One folder per registry address: mirrors must not show.
@@ -378,19 +436,72 @@ mod tests {
     }
 
     #[test]
-    fn another_compiler_is_refused_with_the_remedy() {
-        let pin = LockedToolchain {
+    fn an_older_compiler_is_refused_with_the_remedy_and_a_newer_one_is_not() {
+        let pin = |version: &str| LockedToolchain {
             name: "rust".into(),
-            version: "1.0.0".into(),
+            version: version.into(),
             hash: "0".repeat(40),
         };
-        let error = Host::look(&pin).err().unwrap();
-        assert!(error.to_string().contains("Rust 1.0.0"), "{error:#}");
+        let error = Host::look(&pin("999.0.0")).err().unwrap();
+        assert!(error.to_string().contains("Rust 999.0.0"), "{error:#}");
         assert!(
             crate::failure::hints(&error)
                 .next()
                 .unwrap()
-                .contains("rustup toolchain install 1.0.0")
+                .contains("rustup toolchain install 999.0.0")
         );
+        let newer = Host::look(&pin("1.0.0")).unwrap().compiler;
+        assert_ne!(newer, Compiler::pinned(&pin("1.0.0")));
+    }
+
+    #[test]
+    fn versions_are_numbers_and_previews_come_before_them() {
+        let compiler = |release: &str| Compiler {
+            release: release.into(),
+            commit: "c".into(),
+        };
+        let pinned = compiler("1.95.0");
+        for newer in ["1.95.0", "1.95.1", "1.100.0", "2.0.0", "1.96.0-nightly"] {
+            assert!(compiler(newer).is_as_new_as(&pinned), "{newer}");
+        }
+        for older in [
+            "1.94.9",
+            "1.9.0",
+            "1.95.0-beta.3",
+            "unknown",
+            "1.95",
+            "",
+            "99999999999999999999.0.0",
+        ] {
+            assert!(!compiler(older).is_as_new_as(&pinned), "{older}");
+        }
+    }
+
+    #[test]
+    fn another_compiler_gives_another_key() {
+        let folder = tempfile::tempdir().unwrap();
+        checkout(folder.path());
+        std::fs::write(folder.path().join("Cargo.lock"), "").unwrap();
+        let text = "schema = 1\ntitle = \"t\"\nversion = \"1\"\nlicense = \"MIT\"\n[cargo]\nworkspace = \".\"\n\
+            package = \"program\"\nprofile = \"release\"\ninputs = [\"Cargo.toml\"]\n\
+            [[cargo.binary]]\nname = \"program\"\npath = \"/p\"\n";
+        std::fs::create_dir(folder.path().join("c")).unwrap();
+        std::fs::write(folder.path().join("c/component.toml"), text).unwrap();
+        let component = Component::load(folder.path(), "c").unwrap();
+        let cargo = Cargo {
+            workspace: "..".into(),
+            ..program()
+        };
+        let key = |release: &str| {
+            let compiler = Compiler {
+                release: release.into(),
+                commit: "c".into(),
+            };
+            let mut hasher = Hasher::new();
+            add_to_key(&component, &cargo, &compiler, &mut hasher).unwrap();
+            hasher.finish()
+        };
+        assert_eq!(key("1.95.0"), key("1.95.0"));
+        assert_ne!(key("1.95.0"), key("1.96.0"));
     }
 }

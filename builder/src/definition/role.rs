@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use kimage_roles::slot::DECLARED_MIB;
 use serde::Deserialize;
 
 use super::field;
@@ -58,6 +59,10 @@ pub struct RoleManifest {
     /// Kernel parameters, written to `/usr/lib/sysctl.d/90-kimage.conf`.
     #[serde(default, deserialize_with = "field::sysctls")]
     pub sysctls: BTreeMap<String, String>,
+    /// Size of the root partitions on a machine's disk, in MiB: what later versions have room to grow to. Half as
+    /// much again as this version's root when it is not declared.
+    #[serde(default)]
+    pub root_size_mib: Option<u32>,
     /// What the role may cost; `kimage build` warns beyond it.
     pub budget: Budget,
 }
@@ -131,6 +136,13 @@ impl Role {
 pub(super) fn read(folder: &Path, name: &str) -> Result<(Role, TomlFile)> {
     let file = TomlFile::read(&folder.join(FILE_NAME))?;
     let manifest: RoleManifest = file.parse()?;
+    if let Some(mib) = manifest.root_size_mib
+        && !DECLARED_MIB.contains(&mib)
+    {
+        let (least, most) = (DECLARED_MIB.start(), DECLARED_MIB.end());
+        let message = format!("root-size-mib must be {least} to {most}");
+        return Err(file.refuse_at("root-size-mib", message).into());
+    }
     check_packages(&file, &manifest.packages)?;
     for on in manifest.on.values() {
         check_packages(&file, &on.packages)?;

@@ -13,7 +13,7 @@ use crate::lock;
 use crate::partitions::uki::Uki;
 use crate::progress::Progress;
 use crate::release::contents::{RAW_DISK, root};
-use crate::release::manifest::Manifest;
+use crate::release::manifest::{Component, Manifest};
 use crate::release::verify::Findings;
 use crate::release::{difference, names};
 use crate::sign::keys::{self, FileSigner};
@@ -66,7 +66,18 @@ pub fn compare(
         same_root(folder, manifest, &second, &again),
     );
     findings.claim("rebuild uki", same_uki(folder, manifest, &second, &again));
-    let rest = if manifest.components != again.components || manifest.packages != again.packages {
+    let compilers = manifest.components.iter().zip(&again.components);
+    let mut compilers = compilers.filter(|(one, other)| one.compiler != other.compiler);
+    let rest = if let Some((one, other)) = compilers.next() {
+        let shown =
+            |component: &Component| component.compiler.clone().unwrap_or("another program".to_owned());
+        Err(anyhow!(
+            "{} was built by {}, here by {}: a fair comparison needs the same compiler",
+            one.name,
+            shown(one),
+            shown(other)
+        ))
+    } else if manifest.components != again.components || manifest.packages != again.packages {
         Err(anyhow!(
             "another set of components or number of packages comes out"
         ))

@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
 
 use super::names;
 use crate::failure::{ExitCode, Failure};
@@ -26,21 +28,15 @@ pub struct Staging {
 impl Staging {
     /// Begins the release `name` in `output`, which is created where absent.
     pub fn begin(output: &Path, name: &str) -> Result<Self> {
-        let shown = output.display();
         std::fs::create_dir_all(output).map_err(|error| unwritable(output, &error))?;
         let place = output.join(name);
         refuse_foreign_content(&place)?;
         let temporary = output.join(format!(".{name}.kimage"));
-        match std::fs::create_dir(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(unwritable(output, &error));
-            }
-            _ => {}
-        }
-        let lock = File::open(&temporary).with_context(|| format!("open {}", temporary.display()))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another kimage is building {name} in {shown}: wait for it or choose another --output");
-        }
+        let Some(lock) = take_over(&temporary).map_err(|error| unwritable(output, &error))? else {
+            let message = format!("another kimage is building {name} in {}", output.display());
+            let hint = "wait for it or choose another --output";
+            return Err(Failure::new(ExitCode::Failed, message).hint(hint).into());
+        };
         let staging = Self {
             temporary,
             place,
@@ -67,6 +63,9 @@ impl Staging {
         File::open(&self.temporary)?.sync_all()?;
         let context = || format!("put {} in place", self.place.display());
         if self.place.exists() {
+            // The old release gets the name that the next build takes over: not before it is gone.
+            let old = File::open(&self.place).with_context(context)?;
+            flock(&old, FlockOperation::LockExclusive).with_context(context)?;
             renameat_with(CWD, &self.temporary, CWD, &self.place, RenameFlags::EXCHANGE)
                 .with_context(context)?;
             std::fs::remove_dir_all(&self.temporary)
@@ -96,6 +95,31 @@ impl Drop for Staging {
         if !self.published {
             // Nothing can be done about a failure here, and the next build removes the folder anyway.
             drop(std::fs::remove_dir_all(&self.temporary));
+        }
+    }
+}
+
+/// Makes the folder, or takes the one that a killed build left, and locks it; `None` when a living build has it.
+fn take_over(folder: &Path) -> io::Result<Option<File>> {
+    loop {
+        match std::fs::create_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let lock = match File::open(folder) {
+            // Whoever had it has just put it in place.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked?,
+        }
+        let ours = lock.metadata()?;
+        match std::fs::symlink_metadata(folder) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(Some(lock)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
 }
@@ -193,6 +217,30 @@ mod tests {
         let _first = Staging::begin(output.path(), "etcd").unwrap();
         let error = Staging::begin(output.path(), "etcd").err().unwrap();
         assert!(error.to_string().contains("another kimage"), "{error}");
+    }
+
+    #[test]
+    fn builds_that_follow_each_other_closely_never_lose_a_release() {
+        let output = tempfile::tempdir().unwrap();
+        let build = &|worker: usize| {
+            for turn in 0..100 {
+                let Ok(staging) = Staging::begin(output.path(), "etcd") else {
+                    continue;
+                };
+                for name in ["disk.raw", "kernel.efi"] {
+                    std::fs::write(staging.path().join(name), format!("{worker} {turn}")).unwrap();
+                }
+                staging.publish().unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                scope.spawn(move || build(worker));
+            }
+        });
+        assert_eq!(names_in(output.path()), ["etcd"]);
+        let read = |name: &str| std::fs::read(output.path().join("etcd").join(name)).unwrap();
+        assert_eq!(read("disk.raw"), read("kernel.efi"));
     }
 
     #[test]

@@ -126,6 +126,9 @@ pub struct Component {
     pub name: String,
     /// Version.
     pub version: String,
+    /// What compiled it, where a host may use another compiler than the pinned one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compiler: Option<String>,
 }
 
 /// One file of the release folder.

@@ -103,7 +103,15 @@ fn dependencies(manifest: &Manifest, bill: &Bill) -> Vec<Value> {
     });
     let components = bill.components.iter().map(|component| {
         let name = format!("images/components/{}", component.name);
-        json!({ "name": name, "digest": { "sha256": component.source }, "annotations": { "version": component.version } })
+        let mut annotations = json!({ "version": component.version });
+        let named = manifest
+            .components
+            .iter()
+            .find(|named| named.name == component.name);
+        if let Some(compiler) = named.and_then(|named| named.compiler.as_ref()) {
+            annotations["compiler"] = json!(compiler);
+        }
+        json!({ "name": name, "digest": { "sha256": component.source }, "annotations": annotations })
     });
     std::iter::once(lock).chain(packages).chain(components).collect()
 }

@@ -68,7 +68,8 @@ pub(super) fn names(path: &Path, file: &File) -> io::Result<bool> {
     }
 }
 
-fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> io::Result<()> {
+/// `call`, again for as long as a signal interrupts it.
+pub(super) fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> io::Result<()> {
     loop {
         match call() {
             Err(Errno::INTR) => {}

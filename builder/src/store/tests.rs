@@ -77,10 +77,60 @@ fn an_artifact_appears_whole_or_not_at_all() {
     store
         .artifact_or_build("tree", &key(), |_| bail!("built twice"))
         .unwrap();
+}
 
-    store.forget_artifact("tree", &key()).unwrap();
-    assert_eq!(store.artifact("tree", &key()), None);
-    store.forget_artifact("tree", &key()).unwrap();
+#[test]
+fn an_artifact_that_somebody_reads_is_not_replaced() {
+    let (reader, folder) = store();
+    let make = |text: &'static str| {
+        move |folder: &Path| -> Result<()> {
+            fs::create_dir(folder.join("closed"))?;
+            fs::write(folder.join("closed/file"), text)?;
+            Ok(fs::set_permissions(
+                folder.join("closed"),
+                fs::Permissions::from_mode(0o555),
+            )?)
+        }
+    };
+    let text = |held: &Held| fs::read_to_string(held.path().join("closed/file")).unwrap();
+    let read = reader.hold_or_build("tree", &key(), make("old")).unwrap();
+
+    let other = Store::open(folder.path()).unwrap();
+    let own = other.rebuild("tree", &key(), make("own")).unwrap();
+    assert_eq!((text(&read).as_str(), text(&own).as_str()), ("old", "own"));
+    assert_eq!(reader.artifact("tree", &key()).as_deref(), Some(read.path()));
+    let place = own.path().to_owned();
+    drop(own);
+    assert!(!place.exists(), "what nobody else has goes");
+
+    drop(read);
+    let new = other.rebuild("tree", &key(), make("new")).unwrap();
+    assert_eq!(reader.artifact("tree", &key()).as_deref(), Some(new.path()));
+    let shared = reader
+        .hold_or_build("tree", &key(), |_| bail!("built twice"))
+        .unwrap();
+    assert_eq!(text(&shared), "new");
+    drop((new, shared, other, reader));
+    let left = fs::read_dir(folder.path().join("scratch")).unwrap().count();
+    assert_eq!(left, 0, "what was replaced is removed");
+}
+
+#[test]
+fn a_failed_rebuild_leaves_what_was_there() {
+    let (store, folder) = store();
+    let path = store.artifact_or_build("tree", &key(), |_| Ok(())).unwrap();
+    let failed = store.rebuild("tree", &key(), |_| bail!("no luck"));
+    assert_eq!(failed.unwrap_err().to_string(), "no luck");
+    assert_eq!(store.artifact("tree", &key()), Some(path));
+    let fresh = Digest::of(b"another key");
+    assert!(store.rebuild("tree", &fresh, |_| Ok(())).unwrap().path().is_dir());
+    assert!(
+        folder
+            .path()
+            .join("artifacts/tree")
+            .join(fresh.to_string())
+            .is_dir()
+    );
 }
 
 #[test]

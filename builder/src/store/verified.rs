@@ -43,10 +43,7 @@ impl Identity {
     }
 
     fn settled(&self) -> bool {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs());
-        i64::try_from(now).is_ok_and(|now| now - self.ctime.0 >= SETTLED_SECONDS)
+        now().is_some_and(|now| now - self.ctime.0 >= SETTLED_SECONDS)
     }
 
     fn line(&self, digest: &Digest) -> String {
@@ -80,10 +77,18 @@ impl Identity {
     }
 }
 
+/// Seconds since 1970.
+fn now() -> Option<i64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(now.as_secs()).ok()
+}
+
 /// The blobs known to be good. Appends to its file; lines that are torn or stale only cost a hash.
 pub(super) struct Verified {
     path: PathBuf,
     known: HashMap<Digest, Identity>,
+    /// What changed before this second is on the disk.
+    synced: i64,
 }
 
 impl Verified {
@@ -105,6 +110,7 @@ impl Verified {
         Self {
             path: path.to_owned(),
             known: text.lines().filter_map(Identity::parse).collect(),
+            synced: i64::MIN,
         }
     }
 
@@ -115,12 +121,24 @@ impl Verified {
     /// The blob's file was hashed while it had `identity`.
     pub(super) fn remember(&mut self, digest: &Digest, identity: Identity) {
         self.known.insert(*digest, identity);
-        if identity.settled() {
+        if identity.settled() && self.on_disk(&identity).is_some() {
             // Lost lines (a read-only store, a full disk) cost a hash next time. One write per line: appends of
             // several processes don't mix.
             let file = OpenOptions::new().append(true).create(true).open(&self.path);
             let _ = file.and_then(|mut file| file.write_all(identity.line(digest).as_bytes()));
         }
+    }
+
+    /// The bytes that were hashed may be in memory only: after a power cut the record would vouch for other ones. One
+    /// call for the filesystem covers all blobs before it.
+    fn on_disk(&mut self, identity: &Identity) -> Option<()> {
+        if identity.ctime.0 >= self.synced {
+            let now = now()?;
+            let folder = File::open(self.path.parent()?).ok()?;
+            rustix::fs::syncfs(folder).ok()?;
+            self.synced = now;
+        }
+        Some(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
@@ -21,7 +22,7 @@ use crate::digest::{Digest, Hasher};
 use crate::failure::{ExitCode, Failure};
 use crate::lock::{Lock, LockedPackage};
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Held, Store};
 
 /// Largest file of `rootfs/` or `files/`, in bytes: they are configuration, not programs.
 const LARGEST_FILE: u64 = 64 << 20;
@@ -38,6 +39,8 @@ pub struct Assembled {
     pub kernel: Kernel,
     /// What is installed, sorted by name.
     pub packages: Vec<InstalledPackage>,
+    /// The layers with the tree's files, which stay while this lives.
+    pub layers: Vec<Arc<Held>>,
 }
 
 /// One installed package, as a bill of materials names it.
@@ -96,10 +99,10 @@ pub fn assemble(
     let leave_outs = LeaveOuts::new(all_leave_outs(definition), &definition.image.manifest.kernel)?;
     let layers = layers(definition, lock, store, progress, options)?;
     let mut tree = Tree::new(lock.epoch);
-    for layer in &layers {
+    for (layer, _) in &layers {
         layer.apply(&mut tree)?;
     }
-    let top = layers.last().context("no layer")?;
+    let (top, _) = layers.last().context("no layer")?;
     let packages = layer::installed(&top.root())?;
     let kernel = kernel::take(&mut tree)?;
     let licences: Vec<Option<TreePath>> = packages.iter().map(|package| licence(package, &tree)).collect();
@@ -125,6 +128,7 @@ pub fn assemble(
         tree,
         kernel,
         packages,
+        layers: layers.into_iter().map(|(_, held)| Arc::new(held)).collect(),
     })
 }
 
@@ -150,7 +154,7 @@ fn layers(
     store: &Store,
     progress: &Progress,
     options: &Options,
-) -> Result<Vec<Layer>> {
+) -> Result<Vec<(Layer, Held)>> {
     let image = &definition.image.manifest;
     let role = &definition.role;
     // A role's own globs only count in the finished tree: the base is the same for all roles.
@@ -180,30 +184,29 @@ fn layers(
     }
     let role_key = role_recipe.key(Some(&base_key));
     let layer = cached(store, &role_key, options, |folder| {
-        let result = layer::build_role(folder, &base, &role_recipe, &options.workshop, progress);
+        let result = layer::build_role(folder, &base.0, &role_recipe, &options.workshop, progress);
         result.with_context(|| format!("layer of role {}", role.name))
     })?;
     Ok(vec![base, layer])
 }
 
+/// A layer, and the hold on its files: another kimage of this store may run with `--no-cache` at the same moment.
 fn cached(
     store: &Store,
     key: &Digest,
     options: &Options,
     build: impl Fn(&Path) -> Result<super::configure::Timing>,
-) -> Result<Layer> {
-    if !options.cache {
-        store.forget_artifact(ARTIFACT, key)?;
-    }
-    let make = || store.artifact_or_build(ARTIFACT, key, |folder| build(folder).map(drop));
-    match Layer::load(&make()?) {
-        Ok(layer) => Ok(layer),
+) -> Result<(Layer, Held)> {
+    let make = |folder: &Path| build(folder).map(drop);
+    if options.cache {
+        let held = store.hold_or_build(ARTIFACT, key, make)?;
         // A damaged cache is no reason to fail: it is made again.
-        Err(_) => {
-            store.forget_artifact(ARTIFACT, key)?;
-            Layer::load(&make()?)
+        if let Ok(layer) = Layer::load(held.path()) {
+            return Ok((layer, held));
         }
     }
+    let held = store.rebuild(ARTIFACT, key, make)?;
+    Ok((Layer::load(held.path())?, held))
 }
 
 fn inputs(lock: &Lock, store: &Store, wanted: impl Fn(&LockedPackage) -> bool) -> Result<Vec<Input>> {
@@ -322,6 +325,7 @@ fn add_generated(
         role: role.name.clone(),
         image: definition.image.name.clone(),
         kernel: kernel.to_owned(),
+        root_size_mib: role.manifest.root_size_mib,
         components,
     };
     put(kimage_roles::role::ROLE_PATH, contract.to_json()?)

@@ -1,9 +1,9 @@
 //! OCI images, unpacked into containerd's store while the image is built: nothing is imported at boot.
 //!
-//! The store has a read-only part under verity ([`STORE`]) and a part that containerd writes. A `tmpfiles.d` file
-//! seeds the second from the first: the two databases and the few kilobytes of manifests are copied, the snapshots
-//! are links into the read-only part. The seeded folder is named by the store's digest and `/var/lib/containerd` is a
-//! link to it, so that another image version starts with its own store and finds its old one when rolled back.
+//! The store has a read-only part under verity ([`STORE`]) and a part that containerd writes. `kimage-firstboot
+//! containers` seeds the second from the first before containerd starts: the two databases and the few kilobytes of
+//! manifests are copied, the snapshots are links into the read-only part. The seeded folder is named by the store's
+//! digest, see `firstboot/src/containers.rs`.
 //!
 //! Layout and schema are those of containerd 2.x: content store, `core/metadata/buckets.go` (schema `v1`, version 4),
 //! `core/snapshots/storage/bolt.go`. The blob of the layer is left out, as after a pull with
@@ -14,9 +14,9 @@ mod metadata;
 mod oci;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
 use anyhow::{Context, Result, bail};
+use kimage_roles::containers::{CONTENT, METADATA, SNAPSHOTTER, STAMP};
 
 use crate::digest::{Digest, Hasher};
 use crate::tree::{Entry, Kind, TreePath};
@@ -24,16 +24,13 @@ use crate::tree::{Entry, Kind, TreePath};
 /// The read-only part of the store in the image.
 pub const STORE: &str = "usr/lib/kimage/containerd";
 
-/// Where the file that seeds the writable part is.
-pub const TMPFILES: &str = "usr/lib/tmpfiles.d/kimage-containerd.conf";
-
-/// Folders of containerd's plug-ins below its root.
-const CONTENT: &str = "io.containerd.content.v1.content";
-const METADATA: &str = "io.containerd.metadata.v1.bolt";
-const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1.overlayfs";
-
-/// The seeded stores on the state partition, one folder for each.
-const SEEDS: &str = "/var/lib/kimage/containerd";
+/// What lets containerd wait for its store, and not start without it.
+const DROP_IN: &str = "usr/lib/systemd/system/containerd.service.d/10-kimage-store.conf";
+const DEPENDENCY: &str = "\
+[Unit]
+Requires=kimage-containers.service
+After=kimage-containers.service
+";
 
 /// One OCI image with one layer.
 #[derive(Debug, Clone)]
@@ -103,8 +100,12 @@ pub fn store(images: &[Image], mtime: u32) -> Result<Vec<(TreePath, Entry)>> {
     }
     let mut entries = Entries::default();
     place(&built, mtime, &mut entries)?;
-    let seed = seed_file(&built, &entries.digest());
-    entries.put(TMPFILES, Entry::bytes(0o644, seed.into_bytes()))?;
+    let name = format!("{}\n", entries.digest().short());
+    entries.put(
+        &format!("{STORE}/{STAMP}"),
+        Entry::bytes(0o444, name.into_bytes()),
+    )?;
+    entries.put(DROP_IN, Entry::bytes(0o644, DEPENDENCY.as_bytes()))?;
     Ok(entries.0.into_iter().collect())
 }
 
@@ -148,47 +149,6 @@ fn place(built: &[Built<'_>], mtime: u32, entries: &mut Entries) -> Result<()> {
         &format!("{STORE}/{SNAPSHOTTER}/metadata.db"),
         Entry::bytes(0o600, snapshots),
     )
-}
-
-/// The `tmpfiles.d` file that makes the store named `digest` containerd's root.
-fn seed_file(built: &[Built<'_>], digest: &Digest) -> String {
-    let seed = format!("{SEEDS}/{}", digest.short());
-    let mut text = String::from("# Seeds containerd's store from the image; see tmpfiles.d(5).\n");
-    let mut line = |kind: &str, path: &str, mode: &str, argument: &str| {
-        let owner = if mode == "-" { "-" } else { "root" };
-        let _ = writeln!(text, "{kind} {path} {mode} {owner} {owner} - {argument}");
-    };
-    line("d", "/var/lib/kimage", "0755", "-");
-    line("d", SEEDS, "0711", "-");
-    line("d", &seed, "0711", "-");
-    line("d", &format!("{seed}/{METADATA}"), "0711", "-");
-    line("d", &format!("{seed}/{SNAPSHOTTER}"), "0700", "-");
-    line("d", &format!("{seed}/{SNAPSHOTTER}/snapshots"), "0700", "-");
-    let mut snapshots: Vec<u64> = built.iter().map(|image| image.snapshot).collect();
-    snapshots.dedup();
-    for snapshot in BTreeSet::from_iter(snapshots) {
-        let path = format!("{SNAPSHOTTER}/snapshots/{snapshot}");
-        line("L", &format!("{seed}/{path}"), "-", &format!("/{STORE}/{path}"));
-    }
-    line(
-        "C",
-        &format!("{seed}/{CONTENT}"),
-        "-",
-        &format!("/{STORE}/{CONTENT}"),
-    );
-    for database in [
-        format!("{METADATA}/meta.db"),
-        format!("{SNAPSHOTTER}/metadata.db"),
-    ] {
-        line(
-            "C",
-            &format!("{seed}/{database}"),
-            "0600",
-            &format!("/{STORE}/{database}"),
-        );
-    }
-    line("L+", "/var/lib/containerd", "-", &seed);
-    text
 }
 
 /// Entries under construction, each with its parents.
@@ -286,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_changes_the_folder_that_is_seeded() {
+    fn a_changed_file_changes_the_stores_name() {
         let seed = |byte| {
             let entries = store(&[image("example.org/one:v1", byte)], 7).unwrap();
             let (_, entry) = entries
                 .into_iter()
-                .find(|(path, _)| path.to_string().ends_with(".conf"))
+                .find(|(path, _)| path.name() == Some(STAMP.as_bytes()))
                 .unwrap();
             let Kind::File { digest, .. } = entry.kind else {
                 panic!("not a file")
@@ -299,6 +259,11 @@ mod tests {
             digest
         };
         assert_ne!(seed(1), seed(2));
+    }
+
+    #[test]
+    fn first_boot_looks_where_the_store_is() {
+        assert_eq!(format!("/{STORE}"), kimage_roles::containers::STORE);
     }
 
     #[test]

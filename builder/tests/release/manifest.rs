@@ -50,6 +50,7 @@ pub(crate) fn sample() -> Manifest {
         components: vec![Component {
             name: "etcd".to_owned(),
             version: "v3.6.14".to_owned(),
+            compiler: Some("rustc 1.95.0 (0123456789ab)".to_owned()),
         }],
         packages: 2,
         debug: vec![],

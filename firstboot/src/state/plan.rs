@@ -1,6 +1,7 @@
 //! What is to change on a disk's partition table: a function of the table and the disk's size, nothing else.
 
 use anyhow::{Context, Result, ensure};
+use kimage_roles::slot::{ALIGNMENT, Slot};
 
 use crate::gpt::{Guid, Partition, Table};
 
@@ -10,8 +11,6 @@ pub const STATE: &str = "state";
 pub const STATE_NEW: &str = "state-new";
 /// Less than this is no place for a node's data.
 pub const SMALLEST_STATE: u64 = 1 << 30;
-/// Partitions start and end at multiples of this many bytes; growing by less is not worth a write.
-const ALIGNMENT: u64 = 1 << 20;
 
 /// Types of the Discoverable Partitions Specification (x86-64).
 const ROOT: Guid = guid(0x4f68_bce3_e8cd_4db1_96e7_fbca_f984_b709);
@@ -48,14 +47,17 @@ pub enum Change {
     Grow {
         /// Its number.
         number: u32,
+        /// Its first sector, which stays.
+        first: u64,
         /// Its new last sector.
         last: u64,
     },
 }
 
-/// What is to change on a disk of `sectors` sectors: the end of the table, the second slot for updates, the state
-/// partition. A disk too small for both goes without the slot; one too small for the state goes without.
-pub fn plan(table: &Table, sectors: u64) -> Vec<Change> {
+/// What is to change on a disk of `sectors` sectors: the end of the table, a slot for updates as large as the role
+/// declares (in MiB, see [`Slot`]) and the first slot as large, the state partition. A disk too small for all goes
+/// without the slot; one too small for the state goes without.
+pub fn plan(table: &Table, sectors: u64, declared_mib: Option<u32>) -> Vec<Change> {
     let align = ALIGNMENT / table.sector_size;
     let mut changes = Vec::new();
     let end = table
@@ -74,6 +76,7 @@ pub fn plan(table: &Table, sectors: u64) -> Vec<Change> {
         if state.last == end && last >= end + align {
             changes.push(Change::Grow {
                 number: state.number,
+                first: state.first,
                 last,
             });
         }
@@ -85,17 +88,34 @@ pub fn plan(table: &Table, sectors: u64) -> Vec<Change> {
         next: (end + 1).next_multiple_of(align),
         align,
     };
-    let free = (last + 1).saturating_sub(adder.next);
     let smallest = SMALLEST_STATE / table.sector_size;
     let slot = only(table, ROOT).zip(only(table, ROOT_VERITY));
     if let Some((root, hashes)) = slot {
-        let needed = root.sectors().next_multiple_of(align) + hashes.sectors().next_multiple_of(align);
-        if free >= needed + smallest {
-            adder.add(ROOT, "root-b", root.sectors());
-            adder.add(ROOT_VERITY, "root-b-verity", hashes.sectors());
+        let slot = Slot::new(root.sectors() * table.sector_size, declared_mib);
+        let root_sectors = slot.root / table.sector_size;
+        let hash_sectors = (slot.hashes / table.sector_size).max(hashes.sectors().next_multiple_of(align));
+        // The image ends with its root: nothing lies in the way.
+        let grown = root.first + root_sectors - 1;
+        let grows = root.last == end && grown > root.last;
+        let next = if grows {
+            (grown + 1).next_multiple_of(align)
+        } else {
+            adder.next
+        };
+        if last + 1 >= next + root_sectors + hash_sectors + smallest {
+            if grows {
+                adder.changes.push(Change::Grow {
+                    number: root.number,
+                    first: root.first,
+                    last: grown,
+                });
+            }
+            adder.next = next;
+            adder.add(ROOT, "root-b", root_sectors);
+            adder.add(ROOT_VERITY, "root-b-verity", hash_sectors);
         }
     }
-    if free >= smallest {
+    if last + 1 >= adder.next + smallest {
         let length = last + 1 - adder.next;
         adder.add(LINUX, STATE_NEW, length);
     }
@@ -127,7 +147,7 @@ pub fn apply(table: &Table, changes: &[Change], mut new_id: impl FnMut() -> Resu
                     name,
                 });
             }
-            Change::Grow { number, last } => {
+            Change::Grow { number, last, .. } => {
                 let partition = table
                     .partitions
                     .iter_mut()

@@ -23,8 +23,14 @@ pub trait Host {
     fn say(&mut self, text: &str);
 }
 
-/// Brings the disk to the planned state; returns the state partition, or `None` where there is no room for one.
-pub fn prepare(disk: &impl Storage, sector_size: u64, host: &mut impl Host) -> Result<Option<Partition>> {
+/// Brings the disk to the planned state, with slots of the size that the role declares (in MiB); returns the state
+/// partition, or `None` where there is no room for one.
+pub fn prepare(
+    disk: &impl Storage,
+    sector_size: u64,
+    declared_mib: Option<u32>,
+    host: &mut impl Host,
+) -> Result<Option<Partition>> {
     let sectors = disk.size().context("size of the disk")? / sector_size;
     let found = gpt::read(disk, sector_size)?.context("the disk has no partition table any more")?;
     if found.place == Place::Backup {
@@ -32,7 +38,7 @@ pub fn prepare(disk: &impl Storage, sector_size: u64, host: &mut impl Host) -> R
         // Before the backup is touched: it is the only sound copy now.
         write_copy(disk, &found.table, Place::Primary, sectors)?;
     }
-    let changes = plan::plan(&found.table, sectors);
+    let changes = plan::plan(&found.table, sectors, declared_mib);
     for change in &changes {
         host.say(&describe(change, sector_size));
     }
@@ -94,10 +100,9 @@ fn describe(change: &Change, sector_size: u64) -> String {
                 mib(last - first + 1)
             )
         }
-        Change::Grow { number, last } => format!(
-            "partition {number} grows to the end of the disk, {} MiB",
-            mib(*last + 1)
-        ),
+        Change::Grow { number, first, last } => {
+            format!("partition {number} grows to {} MiB", mib(last - first + 1))
+        }
     }
 }
 

@@ -253,6 +253,7 @@ pub(crate) fn role_seeds() -> Vec<Vec<u8>> {
         role: "worker".to_owned(),
         image: "ubuntu-24.04".to_owned(),
         kernel: "6.8.0-149-generic".to_owned(),
+        root_size_mib: Some(1024),
         components: vec![Component {
             name: "etcd".to_owned(),
             version: "v3.6.14".to_owned(),

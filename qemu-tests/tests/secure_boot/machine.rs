@@ -38,7 +38,8 @@ impl Machine {
                 "--tpmstate",
                 &format!("dir={}", path("tpm")),
             ])
-            .args(["--ctrl", &format!("type=unixio,path={}", path("tpm.sock"))]);
+            .args(["--ctrl", &format!("type=unixio,path={}", path("tpm.sock"))])
+            .dies_with_starter();
         let tpm = tpm
             .into_command()
             .spawn()
@@ -87,7 +88,8 @@ impl Machine {
                 "-device",
                 "tpm-tis,tpmdev=tpm",
             ])
-            .args(["-serial", &format!("file:{}", path("serial"))]);
+            .args(["-serial", &format!("file:{}", path("serial"))])
+            .dies_with_starter();
         let qemu = qemu
             .into_command()
             .spawn()

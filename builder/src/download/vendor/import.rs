@@ -30,6 +30,8 @@ pub fn import(file: &Path, store: &Store, progress: &Progress) -> Result<Summary
     // The padding behind the last entry belongs to the file's digest.
     io::copy(&mut checked, &mut io::sink()).with_context(place)?;
     let (digest, size) = checked.hasher.finish_with_length();
+    // The file may be deleted now.
+    store.sync().with_context(place)?;
     task.done();
     Ok(Summary {
         blobs: index.blobs.len(),

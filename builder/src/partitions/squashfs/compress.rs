@@ -72,7 +72,7 @@ pub(super) fn store(
         blocks,
         options,
     };
-    let task = progress.task(
+    let task = progress.bytes(
         "compress root filesystem",
         Some(extents.iter().map(|extent| extent.size).sum()),
     );

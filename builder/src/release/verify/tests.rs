@@ -136,6 +136,7 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
         epoch: i64::from(EPOCH),
         root: &sealed.filesystem,
         verity: &sealed.hash_tree,
+        hash_tree_room: 0,
         root_hash: &sealed.root_hash,
     };
     let disk = disk::assemble(&content, &folder.join(contents::RAW_DISK)).unwrap();

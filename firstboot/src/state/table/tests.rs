@@ -170,6 +170,7 @@ impl Disk {
         prepare(
             self,
             SECTOR,
+            None,
             &mut Model {
                 disk: self,
                 ids: seed << 32,
@@ -256,7 +257,11 @@ fn a_larger_disk_gets_the_second_slot_and_the_state() {
     let table = gpt::read(&disk, SECTOR).unwrap().unwrap();
     assert!(table.whole);
     let [a, b] = [2, 3].map(|index| table.table.partitions[index].sectors());
-    assert_eq!(a, b);
+    assert_eq!(
+        (a * SECTOR, b * SECTOR),
+        (64 * MIB, 64 * MIB),
+        "room for a larger root"
+    );
     disk.verify();
 }
 
@@ -324,7 +329,7 @@ fn a_disk_with_sectors_of_4096_bytes_is_planned_alike() {
         entries: 128,
         partitions: vec![root],
     };
-    let after = plan::apply(&table, &plan::plan(&table, sectors), || Ok(guid(7))).unwrap();
+    let after = plan::apply(&table, &plan::plan(&table, sectors, None), || Ok(guid(7))).unwrap();
     assert_eq!(after.last_usable, sectors - 6);
     assert_eq!(after.partitions[1].first % 256, 0);
     assert!(after.encode(Place::Backup, sectors).is_ok());
