@@ -2,6 +2,7 @@
 //! the store.
 
 mod cargo;
+mod complaint;
 mod go;
 mod go_proxy;
 mod go_toolchain;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-mod command_line;
+pub mod command_line;
 pub mod console;
 mod device_mapper;
 mod devices;
@@ -22,7 +22,7 @@ mod disks;
 mod modules;
 pub mod report;
 mod root;
-mod verity;
+pub mod verity;
 
 use command_line::CommandLine;
 use devices::Devices;

@@ -17,7 +17,7 @@ use crate::stage0::report::Report;
 use crate::storage::{PartitionChange, tell_kernel};
 use crate::{host, role, sysfs};
 
-mod ext4;
+pub mod ext4;
 pub mod factory;
 pub mod plan;
 pub mod table;

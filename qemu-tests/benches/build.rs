@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kimage_qemu_tests::images::{self, workspace};
+use kimage_qemu_tests::images::{self, WORKSPACE_PARTS, workspace};
 
 const ROLES: [&str; 3] = ["worker", "control-plane", "etcd"];
 
@@ -149,18 +149,7 @@ impl Bench {
         fs::create_dir_all(&copy)?;
         run(command("cp")
             .arg("-a")
-            .args(
-                [
-                    "Cargo.toml",
-                    "Cargo.lock",
-                    "images",
-                    "roles",
-                    "firstboot",
-                    "builder",
-                    "qemu-tests",
-                ]
-                .map(|name| self.workspace.join(name)),
-            )
+            .args(WORKSPACE_PARTS.map(|name| self.workspace.join(name)))
             .arg(&copy))?;
         let files = copy.join("roles/worker/files/etc");
         fs::create_dir_all(&files)?;

@@ -13,6 +13,17 @@ pub fn workspace() -> &'static Path {
         .expect("the crate lies in the workspace")
 }
 
+/// What of the workspace a build reads: what a copy of it must hold.
+pub const WORKSPACE_PARTS: [&str; 7] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "images",
+    "roles",
+    "firstboot",
+    "builder",
+    "qemu-tests",
+];
+
 /// The real `kimage`, built if need be.
 pub fn kimage() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 use kimage_builder::digest::Digest;
-use kimage_qemu_tests::images::{command, finish, keys, kimage, release, workspace};
+use kimage_qemu_tests::images::{WORKSPACE_PARTS, command, finish, keys, kimage, release, workspace};
 
 /// An ordinary user without home, files or rights.
 const NOBODY: &str = "65534";
@@ -31,15 +31,7 @@ fn at(clock: &str, program: impl AsRef<OsStr>) -> Command {
 /// A copy of what a definition is made of, readable by anybody, with other modification times than the original.
 fn copied_workspace(target: &Path) {
     fs::create_dir(target).unwrap();
-    for name in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "images",
-        "roles",
-        "firstboot",
-        "builder",
-        "qemu-tests",
-    ] {
+    for name in WORKSPACE_PARTS {
         finish(command("cp").arg("-r").arg(workspace().join(name)).arg(target)).unwrap();
     }
     finish(command("chmod").args(["-R", "a+rX"]).arg(target)).unwrap();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::complaint::{self, Cause};
 use super::{Bench, Product, Products, watch};
 use crate::definition::Component;
 use crate::definition::component::{Cargo, files_below};
@@ -16,7 +17,7 @@ use crate::download::Network;
 use crate::failure::{ExitCode, Failure};
 use crate::lock::LockedToolchain;
 use crate::progress::Task;
-use crate::tool::{Tool, tail};
+use crate::tool::Tool;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// What cargo, rustc and the linker need of the environment.
@@ -312,21 +313,24 @@ fn workspace(component: &Component, cargo: &Cargo) -> Result<PathBuf> {
 }
 
 fn explain(what: &str, stderr: &str) -> anyhow::Error {
-    let message = format!("{what}: cargo says\n{}", tail(stderr.as_bytes()));
-    let says = |phrases: &[&str]| phrases.iter().any(|phrase| stderr.contains(phrase));
-    let failure = if says(&["failed to verify the checksum", "checksum for"]) {
-        Failure::new(ExitCode::Mismatch, message).hint("the registry serves other bytes than Cargo.lock pins")
-    } else if says(&[
-        "--offline",
-        "failed to download",
-        "failed to fetch",
-        "spurious network error",
-    ]) {
-        Failure::new(ExitCode::Fetch, message).hint("run once online")
-    } else {
-        Failure::new(ExitCode::Failed, message)
-    };
-    failure.into()
+    let causes = [
+        Cause {
+            phrases: &["failed to verify the checksum", "checksum for"],
+            code: ExitCode::Mismatch,
+            hint: "the registry serves other bytes than Cargo.lock pins",
+        },
+        Cause {
+            phrases: &[
+                "--offline",
+                "failed to download",
+                "failed to fetch",
+                "spurious network error",
+            ],
+            code: ExitCode::Fetch,
+            hint: "run once online",
+        },
+    ];
+    complaint::explain(what, "cargo", stderr, &causes)
 }
 
 #[cfg(test)]

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use super::complaint::{self, Cause};
 use super::go_toolchain::GoToolchain;
 use super::{Access, GoModule, go_proxy, licence, overlay, watch};
 use crate::definition::Component;
 use crate::definition::component::{FILE_NAME, Go, GoBinary, files_below};
 use crate::download::Network;
-use crate::failure::{ExitCode, Failure};
+use crate::failure::ExitCode;
 use crate::progress::{Progress, Task};
 use crate::store::Store;
-use crate::tool::{Tool, tail};
+use crate::tool::Tool;
 
 /// Environment that the download step needs to reach a proxy from behind a firewall.
 const NETWORK_VARIABLES: &[&str] = &[
@@ -199,36 +200,45 @@ impl<'a> Workspace<'a> {
             .env("GOSUMDB", "off")
     }
 
-    /// go's words with the exit code they deserve.
     fn explain(&self, what: &str, stderr: &str) -> anyhow::Error {
-        let message = format!("{what}: go says\n{}", tail(stderr.as_bytes()));
-        let says = |phrases: &[&str]| phrases.iter().any(|phrase| stderr.contains(phrase));
-        let module = self.component.module_folder();
-        let failure = if says(&["checksum mismatch", "SECURITY ERROR"]) {
-            Failure::new(ExitCode::Mismatch, message)
-                .hint("the module proxy or the module cache holds other bytes than go.sum pins")
-        } else if says(&["disabled by GOPROXY=off"]) {
-            Failure::new(ExitCode::Fetch, message)
-                .hint("run once online, or unpack a `kimage vendor` file into the store")
-        } else if says(&[
-            "missing go.sum entry",
-            "updates to go.mod needed",
-            "no required module provides",
-        ]) {
-            Failure::new(ExitCode::Failed, message).hint(format!("run `go mod tidy` in {}", module.display()))
-        } else if says(&[
-            "dial ",
-            "server response",
-            ": reading ",
-            "unrecognized import path",
-            "TLS",
-            "timeout",
-        ]) {
-            Failure::new(ExitCode::Fetch, message).hint("check the network, or set GOPROXY=https://...")
-        } else {
-            Failure::new(ExitCode::Failed, message)
-        };
-        failure.into()
+        let tidy = format!(
+            "run `go mod tidy` in {}",
+            self.component.module_folder().display()
+        );
+        let causes = [
+            Cause {
+                phrases: &["checksum mismatch", "SECURITY ERROR"],
+                code: ExitCode::Mismatch,
+                hint: "the module proxy or the module cache holds other bytes than go.sum pins",
+            },
+            Cause {
+                phrases: &["disabled by GOPROXY=off"],
+                code: ExitCode::Fetch,
+                hint: "run once online, or unpack a `kimage vendor` file into the store",
+            },
+            Cause {
+                phrases: &[
+                    "missing go.sum entry",
+                    "updates to go.mod needed",
+                    "no required module provides",
+                ],
+                code: ExitCode::Failed,
+                hint: &tidy,
+            },
+            Cause {
+                phrases: &[
+                    "dial ",
+                    "server response",
+                    ": reading ",
+                    "unrecognized import path",
+                    "TLS",
+                    "timeout",
+                ],
+                code: ExitCode::Fetch,
+                hint: "check the network, or set GOPROXY=https://...",
+            },
+        ];
+        complaint::explain(what, "go", stderr, &causes)
     }
 }
 

@@ -171,6 +171,15 @@ fn read_primary(disk: &File) -> Result<gptman::GPT> {
     if !bytes[header..].starts_with(b"EFI PART") || shape != (2, 0, ENTRIES, ENTRY) {
         bail!("disk has no partition table of {ENTRIES} entries");
     }
+    // gptman looks for the alignment of all partitions and finds none where they start in sector 0.
+    let entries = bytes[2 * SECTOR as usize..].chunks_exact(ENTRY as usize);
+    for (number, entry) in (1..).zip(entries) {
+        let used = entry[..16].iter().any(|byte| *byte != 0);
+        ensure!(
+            !used || entry[32..40].iter().any(|byte| *byte != 0),
+            "partition {number} starts at the disk's first sector"
+        );
+    }
     // gptman reads each entry with some bytes of what follows.
     bytes.resize(bytes.len() + SECTOR as usize, 0);
     gptman::GPT::read_from(&mut std::io::Cursor::new(bytes), SECTOR).context("read partition table")
@@ -239,6 +248,29 @@ mod tests {
             disk.write_all_at(&[byte[0] ^ 1], place).unwrap();
             assert!(Gpt::read(&disk).is_err(), "byte {place}");
         }
+    }
+
+    #[test]
+    fn a_partition_in_sector_0_is_refused() {
+        let (disk, _) = sample();
+        let mut bytes = vec![0; PRIMARY as usize];
+        disk.read_exact_at(&mut bytes, 0).unwrap();
+        let (header, entries) = bytes[SECTOR as usize..].split_at_mut(SECTOR as usize);
+        for entry in entries.chunks_exact_mut(ENTRY as usize) {
+            entry[32..40].fill(0);
+        }
+        let checksum = |bytes: &[u8]| {
+            let mut sum = flate2::Crc::new();
+            sum.update(bytes);
+            sum.sum().to_le_bytes()
+        };
+        header[88..92].copy_from_slice(&checksum(entries));
+        header[16..20].fill(0);
+        let sum = checksum(&header[..92]);
+        header[16..20].copy_from_slice(&sum);
+        disk.write_all_at(&bytes, 0).unwrap();
+        let error = Gpt::read(&disk).unwrap_err();
+        assert!(error.to_string().contains("first sector"), "{error:#}");
     }
 
     proptest! {

@@ -1,8 +1,10 @@
 //! dpkg's database (`/var/lib/dpkg`), written as `dpkg --unpack` would leave it, so that the image's own dpkg can
 //! configure what kimage unpacked and any scanner can read what is installed.
 
+mod package;
+mod triggers;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -11,163 +13,16 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::control::{Paragraph, clauses};
-use super::deb::{ControlFile, Deb};
-use super::unpack::{Unpacked, merged};
+use super::unpack::Unpacked;
 use super::value::TreePath;
-use crate::archive::version;
+
+pub use package::Package;
+pub use triggers::write_triggers;
 
 /// Where the database is while packages are configured.
 pub const ADMIN: &str = "var/lib/dpkg";
 /// Control files that dpkg does not keep in `info/`.
 const NOT_KEPT: [&str; 1] = ["control"];
-
-/// A package as its control files describe it.
-#[derive(Debug, Clone)]
-pub struct Package {
-    /// Binary package.
-    pub name: String,
-    /// Version.
-    pub version: String,
-    /// `amd64` or `all`.
-    pub architecture: String,
-    /// Configuration files, as shipped.
-    pub conffiles: BTreeSet<TreePath>,
-    paragraph: Paragraph,
-    control: BTreeMap<String, ControlFile>,
-}
-
-impl Package {
-    /// Reads a package's own description.
-    pub fn of(deb: &Deb) -> Result<Self> {
-        let field = |name: &str| {
-            deb.paragraph
-                .get(name)
-                .with_context(|| format!("control: no `{name}`"))
-                .map(str::to_owned)
-        };
-        let name = field("Package")?;
-        // The name becomes a file name in `info/`.
-        if name.len() < 2
-            || !name
-                .bytes()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"+-.".contains(&c))
-        {
-            bail!("control: `{name}` is not a package name");
-        }
-        for file in deb.control.keys() {
-            if !file
-                .bytes()
-                .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
-            {
-                bail!("control.tar: `{file}` is not a control file's name");
-            }
-        }
-        let conffiles = match deb.control.get("conffiles") {
-            None => BTreeSet::new(),
-            Some(file) => {
-                let text = std::str::from_utf8(&file.bytes).context("conffiles is not UTF-8")?;
-                let paths = text.lines().filter(|line| line.starts_with('/'));
-                paths
-                    .map(|line| TreePath::parse(line.trim_end().as_bytes()))
-                    .collect::<Result<_>>()?
-            }
-        };
-        Ok(Self {
-            name,
-            version: field("Version")?,
-            architecture: field("Architecture")?,
-            conffiles,
-            paragraph: deb.paragraph.clone(),
-            control: deb.control.clone(),
-        })
-    }
-
-    /// A package of a finished tree, from its paragraph in the status file.
-    pub fn installed(paragraph: Paragraph) -> Result<Self> {
-        let field = |name: &str| {
-            paragraph
-                .get(name)
-                .with_context(|| format!("status: no `{name}`"))
-                .map(str::to_owned)
-        };
-        Ok(Self {
-            name: field("Package")?,
-            version: field("Version")?,
-            architecture: field("Architecture")?,
-            conffiles: BTreeSet::new(),
-            paragraph: paragraph.clone(),
-            control: BTreeMap::new(),
-        })
-    }
-
-    /// A field of its control paragraph.
-    pub fn field(&self, name: &str) -> Option<&str> {
-        self.paragraph.get(name)
-    }
-
-    /// Source package and its version, which default to the package's own.
-    pub fn source(&self) -> (String, String) {
-        let source = self.field("Source").unwrap_or(&self.name);
-        match source.split_once(" (") {
-            Some((name, version)) => (name.to_owned(), version.trim_end_matches(')').to_owned()),
-            None => (source.to_owned(), self.version.clone()),
-        }
-    }
-
-    /// Whether the system does not work without it.
-    pub fn essential(&self) -> bool {
-        self.field("Essential") == Some("yes")
-    }
-
-    /// Whether it ships a maintainer script or other control file of this name.
-    pub fn control_file(&self, name: &str) -> Option<&[u8]> {
-        self.control.get(name).map(|file| file.bytes.as_slice())
-    }
-
-    /// Whether its `Replaces` names `other` in the version at hand.
-    pub fn replaces(&self, other: &Self) -> bool {
-        let relations = clauses(self.field("Replaces").unwrap_or_default());
-        relations
-            .iter()
-            .flatten()
-            .any(|relation| relation.name == other.name && limit_holds(&relation.text, &other.version))
-    }
-
-    /// Names of this package and of the virtual packages it provides.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        let provided = clauses(self.field("Provides").unwrap_or_default());
-        std::iter::once(self.name.clone())
-            .chain(provided.into_iter().flatten().map(|alternative| alternative.name))
-    }
-
-    /// The prefix of its files in `info/`: packages that may be installed for several architectures carry theirs.
-    pub fn info_name(&self) -> String {
-        if self.field("Multi-Arch") == Some("same") {
-            format!("{}:{}", self.name, self.architecture)
-        } else {
-            self.name.clone()
-        }
-    }
-
-    fn stanza(&self, status: &str, conffiles: &BTreeMap<TreePath, String>) -> Paragraph {
-        let mut stanza = self.paragraph.clone();
-        stanza.set("Status", status, "Package");
-        if !conffiles.is_empty() {
-            let lines = conffiles.iter().map(|(path, sum)| format!("\n {path} {sum}"));
-            stanza.set("Conffiles", &lines.collect::<String>(), "Version");
-        }
-        stanza
-    }
-}
-
-fn limit_holds(relation: &str, version: &str) -> bool {
-    let Some((_, limit)) = relation.split_once('(') else {
-        return true;
-    };
-    let limit = limit.split(')').next().unwrap_or_default().trim();
-    let operator: String = limit.chars().take_while(|c| "<>=".contains(*c)).collect();
-    version::within(version, &operator, limit[operator.len()..].trim())
-}
 
 /// The database of packages that are unpacked and not yet configured.
 pub struct Database<'a> {
@@ -293,132 +148,6 @@ impl Database<'_> {
         }
         Ok(())
     }
-}
-
-/// Writes `triggers/`: who is interested in what, and what the new packages have set off.
-pub fn write_triggers(
-    root: &Path,
-    packages: &[Package],
-    below: Option<&Path>,
-    lists: &[Vec<TreePath>],
-) -> Result<()> {
-    let folder = root.join(ADMIN).join("triggers");
-    let old = below.map(|below| below.join(ADMIN).join("triggers"));
-    let mut interests = old
-        .as_deref()
-        .map(read_interests)
-        .transpose()?
-        .unwrap_or_default();
-    let known = interests.clone();
-    for package in packages {
-        for (directive, trigger) in directives(package)? {
-            let Some(kind) = directive.strip_prefix("interest") else {
-                continue;
-            };
-            let suffix = if kind == "-noawait" { "/noawait" } else { "" };
-            let line = format!("{}{suffix}", package.info_name());
-            let holders = interests.entry(trigger).or_default();
-            if !holders.contains(&line) {
-                holders.push(line);
-            }
-        }
-    }
-    let mut file_text = String::new();
-    for (trigger, holders) in &interests {
-        if trigger.starts_with('/') {
-            for holder in holders {
-                let _ = writeln!(file_text, "{trigger} {holder}");
-            }
-        } else if known.get(trigger) != Some(holders) {
-            put(
-                &folder.join(trigger),
-                format!("{}\n", holders.join("\n")).as_bytes(),
-                0o644,
-            )?;
-        }
-    }
-    put(&folder.join("File"), file_text.as_bytes(), 0o644)?;
-    // Packages unpacked together start from `unpacked`, and configuring them does what their triggers would do. Only
-    // packages that were configured before (the base's) must be told.
-    let mut set_off: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for (package, list) in packages.iter().zip(lists) {
-        for (directive, trigger) in directives(package)? {
-            if let (true, Some((known, _))) =
-                (directive.starts_with("activate"), known.get_key_value(&trigger))
-            {
-                let who = if directive == "activate-noawait" {
-                    "-".to_owned()
-                } else {
-                    package.info_name()
-                };
-                set_off.entry(known).or_default().insert(who);
-            }
-        }
-        for trigger in known.keys().filter(|trigger| trigger.starts_with('/')) {
-            let watched = merged(&TreePath::parse(trigger.as_bytes())?);
-            if list
-                .iter()
-                .any(|path| watched.holds(&merged(path)) && merged(path) != watched)
-            {
-                set_off.entry(trigger).or_default().insert("-".to_owned());
-            }
-        }
-    }
-    let mut text = String::new();
-    for (trigger, who) in set_off {
-        let who: Vec<String> = who.into_iter().collect();
-        let _ = writeln!(text, "{trigger} {}", who.join(" "));
-    }
-    put(&folder.join("Unincorp"), text.as_bytes(), 0o644)
-}
-
-/// deb-triggers(5): one directive and one trigger a line.
-fn directives(package: &Package) -> Result<Vec<(String, String)>> {
-    let text = package.control_file("triggers").unwrap_or_default();
-    let text =
-        std::str::from_utf8(text).with_context(|| format!("{}: triggers is not UTF-8", package.name))?;
-    let lines = text
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim());
-    let pairs = lines.filter(|line| !line.is_empty()).map(|line| {
-        let (directive, trigger) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        let trigger = trigger.trim();
-        let plain = |c: u8| c.is_ascii_alphanumeric() || b"+-._:".contains(&c);
-        let named = !trigger.is_empty() && !trigger.starts_with('.') && trigger.bytes().all(plain);
-        if !(trigger.starts_with('/') || named) {
-            bail!("{}: triggers: bad trigger `{trigger}`", package.name);
-        }
-        Ok((directive.to_owned(), trigger.to_owned()))
-    });
-    pairs.collect()
-}
-
-fn read_interests(folder: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let mut interests: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut names: Vec<_> = fs::read_dir(folder)?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect::<Result<_, _>>()?;
-    names.sort();
-    for name in names {
-        let name = name.to_string_lossy().into_owned();
-        let text = fs::read_to_string(folder.join(&name))?;
-        match name.as_str() {
-            "Lock" | "Unincorp" => {}
-            "File" => {
-                for (trigger, holder) in text.lines().filter_map(|line| line.split_once(' ')) {
-                    interests
-                        .entry(trigger.to_owned())
-                        .or_default()
-                        .push(holder.to_owned());
-                }
-            }
-            _ => interests
-                .entry(name)
-                .or_default()
-                .extend(text.lines().map(str::to_owned)),
-        }
-    }
-    Ok(interests)
 }
 
 /// Drops the dependencies that nothing present can satisfy: the lock has accepted them as left out. What is present

@@ -16,6 +16,7 @@
 //! carries a parent-death signal, and the kernel kills a PID namespace with its first process.
 
 mod call;
+mod children;
 pub mod delta;
 mod filter;
 mod inside;

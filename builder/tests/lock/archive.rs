@@ -1,6 +1,8 @@
 //! A small package archive on disk, signed by a certificate that lives as long as the test.
 
-use std::io::Write;
+#[path = "signing.rs"]
+mod signing;
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::{Duration, SystemTime};
@@ -14,9 +16,7 @@ use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 use kimage_builder::tool::Tool;
 use sequoia_openpgp::cert::{Cert, CertBuilder};
-use sequoia_openpgp::policy::StandardPolicy;
 use sequoia_openpgp::serialize::SerializeInto;
-use sequoia_openpgp::serialize::stream::{Message, Signer};
 
 /// The moment of all tests that name the time themselves. It has passed, so that the command's own clock is later.
 pub(crate) const NOW: &str = "2024-06-21T12:00:00Z";
@@ -259,25 +259,5 @@ pub(crate) fn sign(certificate: &Cert, text: &str) -> Vec<u8> {
 
 /// Clear-signs `text` and dates the signature `at`.
 pub(crate) fn sign_at(certificate: &Cert, text: &str, at: &str) -> Vec<u8> {
-    let policy = StandardPolicy::new();
-    let time = time(at);
-    let keys = certificate
-        .keys()
-        .with_policy(&policy, time)
-        .secret()
-        .for_signing();
-    let pair = keys
-        .map(|key| key.key().clone().into_keypair().unwrap())
-        .next()
-        .unwrap();
-    let mut document = Vec::new();
-    let message = Message::new(&mut document);
-    let signer = Signer::new(message, pair)
-        .unwrap()
-        .creation_time(time)
-        .cleartext();
-    let mut message = signer.build().unwrap();
-    message.write_all(text.as_bytes()).unwrap();
-    message.finalize().unwrap();
-    document
+    signing::clear_sign(certificate, text.as_bytes(), time(at))
 }

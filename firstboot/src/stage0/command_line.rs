@@ -7,17 +7,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct CommandLine {
+pub struct CommandLine {
     /// The root hash of the verity tree. It is the one thing that says which root may run, so it comes from the
     /// signed command line and from nowhere else.
-    pub(super) root_hash: RootHash,
+    pub root_hash: RootHash,
     /// Longest wait for the root's disk.
-    pub(super) root_timeout: Option<Duration>,
+    pub root_timeout: Option<Duration>,
 }
 
 /// A SHA-256 root hash.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct RootHash([u8; 32]);
+pub struct RootHash([u8; 32]);
 
 impl RootHash {
     fn parse(text: &str) -> Option<Self> {
@@ -61,7 +61,8 @@ impl CommandLine {
         Self::parse(&text)
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Reads the command line as the kernel shows it. Without a root hash there is nothing to boot.
+    pub fn parse(text: &str) -> Result<Self> {
         let mut root_hash = None;
         let mut root_timeout = None;
         // Words after `--` are init's arguments, not the kernel's.

@@ -10,7 +10,8 @@ use super::command_line::RootHash;
 use super::disks::{Found, Slice};
 use crate::storage::Storage;
 
-const SUPERBLOCK: usize = 512;
+/// Bytes of the superblock.
+pub const SUPERBLOCK: usize = 512;
 /// The one block size of kimage's images, for data and hashes.
 const BLOCK: u64 = 4096;
 const DIGESTS_PER_BLOCK: u64 = BLOCK / 32;
@@ -18,7 +19,7 @@ const MAX_SALT: usize = 256;
 
 /// The part of the superblock that is not the same in every image.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Superblock {
+pub struct Superblock {
     data_blocks: u64,
     salt: Vec<u8>,
 }
@@ -48,7 +49,8 @@ pub(super) fn read(found: &Found) -> Result<Superblock> {
 }
 
 impl Superblock {
-    fn parse(bytes: &[u8; SUPERBLOCK]) -> Result<Self> {
+    /// Reads the superblock; refuses what kimage would not write.
+    pub fn parse(bytes: &[u8; SUPERBLOCK]) -> Result<Self> {
         let u32_at = |at: usize| {
             bytes[at..at + 4]
                 .iter()
@@ -91,7 +93,7 @@ impl Superblock {
     }
 
     /// Size of the verified device in 512-byte sectors.
-    pub(super) fn sectors(&self) -> u64 {
+    pub fn sectors(&self) -> u64 {
         self.data_blocks * (BLOCK / 512)
     }
 

@@ -19,11 +19,11 @@ const WORTH_GROWING: u64 = 16 << 20;
 
 /// What the superblock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Superblock {
+pub struct Superblock {
     /// Bytes of the filesystem.
-    pub(super) size: u64,
+    pub size: u64,
     /// e2fsck has work to do beyond replaying the journal, which mounting does.
-    pub(super) needs_check: bool,
+    pub needs_check: bool,
 }
 
 impl Superblock {
@@ -36,7 +36,8 @@ impl Superblock {
         Self::parse(&bytes)
     }
 
-    fn parse(bytes: &[u8; 1024]) -> Result<Self> {
+    /// Reads it from its 1024 bytes.
+    pub fn parse(bytes: &[u8; 1024]) -> Result<Self> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
         ensure!(u16_at(0x38) == MAGIC, "no ext4 filesystem");
@@ -59,7 +60,7 @@ impl Superblock {
     }
 
     /// Whether a partition of `length` bytes has room for more.
-    pub(super) fn should_grow_to(&self, length: u64) -> bool {
+    pub fn should_grow_to(&self, length: u64) -> bool {
         length >= self.size.saturating_add(WORTH_GROWING)
     }
 }

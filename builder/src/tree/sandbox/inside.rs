@@ -14,8 +14,8 @@ use rustix::process::{
 
 use super::record::Recorder;
 use super::request::{At, Reply, Request, SetupError, Step};
-use super::supervisor::{self, Supervisor};
-use super::{ARGUMENT, filter, mounts};
+use super::supervisor::Supervisor;
+use super::{ARGUMENT, children, filter, mounts};
 use crate::tool::Tool;
 
 /// Exit status of the command's process when it could not become the command.
@@ -113,7 +113,7 @@ fn run(request: Request) -> Result<Reply, SetupError> {
     umask(rustix::fs::Mode::from_raw_mode(0o022));
     raise_file_limit();
     let recorder = Recorder::new(&request.owners).at(Step::Root, "look at the root directory")?;
-    let children = supervisor::child_signals().at(Step::Other, "watch for ended processes")?;
+    let children = children::child_signals().at(Step::Other, "watch for ended processes")?;
     let (mut ours, theirs) = UnixStream::pair().at(Step::Other, "make a socket pair")?;
     let command = match fork().at(Step::Other, "fork")? {
         Some(pid) => pid,

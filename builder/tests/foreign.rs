@@ -1,0 +1,20 @@
+//! Everything that reads bytes which others wrote, against hostile bytes. The bodies are those of the fuzzers
+//! (`fuzz/README.md`); here each runs over its seeds and a few hundred damaged copies of them.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "foreign/damage.rs"]
+mod damage;
+#[path = "foreign/targets.rs"]
+mod targets;
+
+#[test]
+fn no_reader_panics_at_damaged_bytes() {
+    damage::try_all(targets::TARGETS);
+}
+
+#[test]
+#[ignore = "writes the fuzzers' corpus"]
+fn seeds_are_written() {
+    damage::write_seeds(targets::TARGETS);
+}
