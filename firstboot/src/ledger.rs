@@ -64,7 +64,7 @@ impl<'a> Ledger<'a> {
     /// ([`Cause::StateForeign`]), so is a change of what can't change ([`Cause::ConfigChanged`]).
     pub fn open(host: &'a Host, identity: &Identity, instance: &str) -> Result<Self, Failure> {
         let path = host.path(LEDGER_PATH);
-        let found = read(&path).map_err(|error| Failure::internal(error))?;
+        let found = read(&path).map_err(Failure::internal)?;
         let mut record = match found {
             Some(record) => {
                 compare(&record.identity, identity)?;
