@@ -7,6 +7,7 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
@@ -177,6 +178,8 @@ impl Bench {
         step(
             command("mmdebstrap")
                 .args(["--variant=custom", "--format=directory", "--skip=check/qemu"])
+                // The definition leaves packages out on purpose.
+                .args(["--dpkgopt=force-depends"])
                 .arg(format!("--include={}", packages.join(",")))
                 .arg("noble")
                 .arg(&root)
@@ -204,16 +207,21 @@ impl Bench {
                 .current_dir(&self.workspace),
         )?;
         let packages: Vec<Listed> = serde_json::from_slice(&list).context("kimage lock --list --json")?;
-        let mut index = fs::File::create(mirror.join("Packages"))?;
+        let mut entries = Vec::new();
         for package in &packages {
             let name = package.path.rsplit('/').next().context("path")?;
             fs::copy(&package.blob, mirror.join(name))?;
-            index.write_all(&output(command("dpkg-deb").arg("-f").arg(mirror.join(name)))?)?;
-            writeln!(
-                index,
+            let control = output(command("dpkg-deb").arg("-f").arg(mirror.join(name)))?;
+            let place = format!(
                 "Filename: ./{name}\nSize: {}\nSHA256: {}\n",
                 package.size, package.sha256
-            )?;
+            );
+            entries.push(String::from_utf8(control)? + &place);
+        }
+        let known = provided(&entries);
+        let mut index = fs::File::create(mirror.join("Packages"))?;
+        for entry in &entries {
+            writeln!(index, "{}", without_left_out(entry, &known))?;
         }
         Ok(packages.into_iter().map(|package| package.name).collect())
     }
@@ -285,4 +293,37 @@ fn wait(pid: u32) -> Result<(i32, i64)> {
     };
     ensure!(result > 0, "wait4: {}", std::io::Error::last_os_error());
     Ok((status, usage.ru_maxrss))
+}
+
+/// Names of packages and of what they provide.
+fn provided(entries: &[String]) -> BTreeSet<String> {
+    let lines = entries.iter().flat_map(|entry| entry.lines());
+    let lists = lines.filter_map(|line| {
+        line.strip_prefix("Package: ")
+            .or_else(|| line.strip_prefix("Provides: "))
+    });
+    lists
+        .flat_map(|list| list.split(','))
+        .map(|term| bare(term).to_owned())
+        .collect()
+}
+
+/// Name in a term of a relation: `python3` of ` python3:any (>= 3.12)`.
+fn bare(term: &str) -> &str {
+    term.trim().split([' ', ':', '(']).next().unwrap_or_default()
+}
+
+/// An entry of an index without dependencies that the definition leaves out, which apt would insist on.
+fn without_left_out(entry: &str, known: &BTreeSet<String>) -> String {
+    let kept = entry.lines().map(|line| match line.split_once(": ") {
+        Some((field @ ("Depends" | "Pre-Depends"), list)) => {
+            let met = |term: &&str| term.split('|').any(|one| known.contains(bare(one)));
+            let terms: Vec<&str> = list.split(',').filter(met).collect();
+            format!("{field}: {}\n", terms.join(","))
+        }
+        _ => format!("{line}\n"),
+    });
+    // A field without a value is none.
+    kept.filter(|line| !line.trim_end().ends_with("Depends:"))
+        .collect()
 }
