@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyUsageP
 use ring::rand::{SecureRandom, SystemRandom};
 use x509_parser::prelude::FromDer;
 use x509_parser::prelude::X509Certificate;
-use x509_parser::x509::SubjectPublicKeyInfo;
+use x509_parser::x509::{RelativeDistinguishedName, SubjectPublicKeyInfo};
 
 use super::{AUTHORITY_LIFETIME, CertificateError, key, parse, set_validity};
 use crate::node_config::KeyPair;
@@ -76,10 +76,9 @@ impl Authority {
                 "the certificate's key may not sign certificates (keyCertSign)",
             ));
         }
-        // rcgen takes neither; it would panic on the first.
-        if certificate.subject().iter().any(|name| name.iter().count() != 1) {
+        if !certificate.subject().iter().all(is_writable) {
             return Err(CertificateError::new(
-                "the certificate's name has a part that is not one attribute",
+                "the certificate's name has a part that is not one attribute of a known type",
             ));
         }
         let key = key::read(&pair.key)?;
@@ -118,6 +117,20 @@ impl Authority {
         certificate.issuer().as_raw() == self.subject
             && certificate.verify_signature(Some(&public_key)).is_ok()
     }
+}
+
+/// Whether rcgen can write this part of a name; of others it panics or makes another name. An attribute's type is an
+/// object identifier, whose first number is 0, 1 or 2 (X.660).
+fn is_writable(part: &RelativeDistinguishedName<'_>) -> bool {
+    let mut attributes = part.iter();
+    let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
+        return false;
+    };
+    let first = attribute
+        .attr_type()
+        .iter()
+        .and_then(|mut numbers| numbers.next());
+    first.is_some_and(|first| first <= 2)
 }
 
 /// A random serial number from 1 to 2^63 - 1, as kubeadm's.

@@ -165,6 +165,35 @@ fn a_kubeconfig_holds_its_credentials_and_prints_none() {
     }
 }
 
+#[test]
+fn a_name_with_an_impossible_attribute_type_is_refused() {
+    let ca = Authority::create("kubernetes", now()).unwrap();
+    let der = pem::decode("CERTIFICATE", &ca.certificate).unwrap();
+    // The type of a common name, 2.5.4.3, becomes 3.5.4.3.
+    let common_name = [0x06, 0x03, 0x55, 0x04, 0x03];
+    let impossible = [0x06, 0x03, 0x7d, 0x04, 0x03];
+    let changed: Vec<u8> = replace(&der, &common_name, &impossible);
+    assert_ne!(changed, der);
+    let certificate = pem::encode("CERTIFICATE", &changed);
+    let problem = Authority::from_pair(&KeyPair { certificate, ..ca })
+        .map(drop)
+        .unwrap_err();
+    assert!(
+        problem.to_string().contains("not one attribute of a known type"),
+        "{problem}"
+    );
+}
+
+fn replace(bytes: &[u8], from: &[u8; 5], to: &[u8; 5]) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    for at in 0..bytes.len() - from.len() {
+        if changed[at..].starts_with(from) {
+            changed[at..at + from.len()].copy_from_slice(to);
+        }
+    }
+    changed
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
