@@ -7,7 +7,6 @@ mod der;
 pub mod efi_signature_list;
 pub mod keys;
 pub mod ovmf_vars;
-mod pem;
 
 use anyhow::{Result, anyhow};
 use ring::signature::{ED25519, UnparsedPublicKey};

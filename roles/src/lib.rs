@@ -6,7 +6,7 @@ pub mod certificate;
 pub mod containers;
 pub mod inventory;
 pub mod node_config;
-mod pem;
+pub mod pem;
 pub mod role;
 pub mod secret;
 pub mod slot;

@@ -1,10 +1,10 @@
-//! Textual encoding of keys and certificates (RFC 7468), as far as one document of a cluster needs it.
+//! Textual encoding of keys and certificates (RFC 7468), for keys and certificates of at most 64 KiB of text.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 /// No certificate or key of a cluster is larger, in bytes of text.
-pub(crate) const MAX_PEM: usize = 64 * 1024;
+pub const MAX_PEM: usize = 64 * 1024;
 /// More blocks than any bundle of a cluster has.
 const MAX_BLOCKS: usize = 16;
 
@@ -12,15 +12,15 @@ const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
 
 /// One block. Its bytes may be secret, so it has no `Debug`.
-pub(crate) struct Block {
+pub struct Block {
     /// `CERTIFICATE`, `PRIVATE KEY`, `PUBLIC KEY`, ...
-    pub(crate) label: String,
+    pub label: String,
     /// What the base64 stood for.
-    pub(crate) der: Vec<u8>,
+    pub der: Vec<u8>,
 }
 
 /// `der` under `label`.
-pub(crate) fn encode(label: &str, der: &[u8]) -> String {
+pub fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
     let mut text = format!("{BEGIN}{label}{DASHES}\n");
     let mut rest = body.as_str();
@@ -34,7 +34,7 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> String {
 }
 
 /// All blocks of `text`, at least one. What stands between blocks is not read. The problem names no content.
-pub(crate) fn blocks(text: &str) -> Result<Vec<Block>, String> {
+pub fn blocks(text: &str) -> Result<Vec<Block>, String> {
     if text.len() > MAX_PEM {
         return Err(format!("PEM text of {} bytes, more than {MAX_PEM}", text.len()));
     }
@@ -74,7 +74,7 @@ pub(crate) fn blocks(text: &str) -> Result<Vec<Block>, String> {
 }
 
 /// The bytes of the first block with `label`.
-pub(crate) fn decode(label: &str, text: &str) -> Result<Vec<u8>, String> {
+pub fn decode(label: &str, text: &str) -> Result<Vec<u8>, String> {
     let found = blocks(text)?.into_iter().find(|block| block.label == label);
     found
         .map(|block| block.der)

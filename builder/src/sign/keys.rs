@@ -12,12 +12,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use kimage_roles::pem;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, RSA_PKCS1_SHA256, RsaKeyPair};
 
 use super::efi_signature_list::{Variable, certificate_list, owner, verify_update};
-use super::{Enrolment, Identity, Purpose, Signer, certificate, der, pem};
+use super::{Enrolment, Identity, Purpose, Signer, certificate, der};
 use crate::failure::{ExitCode, Failure};
 use crate::progress::Progress;
 
@@ -51,23 +52,27 @@ pub fn certificate_pem(der: &[u8]) -> String {
 
 /// The certificate (DER) in PEM `text`.
 pub fn certificate_der(text: &str) -> Result<Vec<u8>> {
-    let der = pem::decode("CERTIFICATE", text)?;
+    let der = pem_block("CERTIFICATE", text)?;
     certificate::parse(&der)?;
     Ok(der)
 }
 
 /// The Ed25519 public key in PEM `text`.
 pub fn release_public_key(text: &str) -> Result<[u8; 32]> {
-    let spki = pem::decode("PUBLIC KEY", text)?;
+    let spki = pem_block("PUBLIC KEY", text)?;
     let key = spki
         .get(spki.len().saturating_sub(32)..)
         .and_then(|key| <[u8; 32]>::try_from(key).ok());
     let key = key.context("not an Ed25519 public key")?;
     ensure!(
-        pem::decode("PUBLIC KEY", &release_public_pem(&key))? == spki,
+        pem_block("PUBLIC KEY", &release_public_pem(&key))? == spki,
         "not an Ed25519 public key"
     );
     Ok(key)
+}
+
+fn pem_block(label: &str, text: &str) -> Result<Vec<u8>> {
+    pem::decode(label, text).map_err(Error::msg)
 }
 
 impl Identity {
@@ -75,7 +80,7 @@ impl Identity {
     pub fn load(folder: &Path) -> Result<Self> {
         let certificate = |name: &str| -> Result<Vec<u8>> {
             let path = folder.join(format!("{name}.crt"));
-            let der = pem::decode("CERTIFICATE", &read_text(&path)?);
+            let der = pem_block("CERTIFICATE", &read_text(&path)?);
             let der = der.with_context(|| format!("read {}", path.display()))?;
             certificate::parse(&der).with_context(|| format!("read {}", path.display()))?;
             Ok(der)
@@ -183,7 +188,7 @@ impl FileSigner {
         let identity = Identity::load(folder)?;
         let secret = |name: &str| -> Result<Secret> {
             let path = folder.join(name);
-            let der = pem::decode("PRIVATE KEY", &read_text(&path)?);
+            let der = pem_block("PRIVATE KEY", &read_text(&path)?);
             Ok(Secret(der.with_context(|| {
                 format!("read {}: not a PKCS#8 key", path.display())
             })?))

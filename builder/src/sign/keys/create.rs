@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
+use kimage_roles::pem;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::KeyPair;
 use rsa::RsaPrivateKey;
@@ -11,7 +12,6 @@ use rsa::pkcs8::EncodePrivateKey;
 use super::{Secret, ed25519_pair, release_public_pem, rsa_pair, rsa_sign};
 use crate::private;
 use crate::sign::efi_signature_list::{Variable, authenticated_update, certificate_list, owner};
-use crate::sign::pem;
 
 /// PKCS#8 of an Ed25519 seed (RFC 8410, section 7) up to the seed. Version 1: OpenSSL does not read ring's version 2.
 const ED25519_PKCS8: [u8; 16] = [48, 46, 2, 1, 0, 48, 5, 6, 3, 43, 101, 112, 4, 34, 4, 32];
