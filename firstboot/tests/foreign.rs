@@ -1,5 +1,5 @@
 //! Everything inside a machine that reads bytes from outside, against hostile bytes. The bodies are those of the
-//! fuzzers (`fuzz/README.md`); here each runs over its seeds and a few hundred damaged copies of them.
+//! fuzzers (`qemu-tests/fuzz/README.md`); here each runs over its seeds and a few hundred damaged copies of them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,10 +11,4 @@ mod targets;
 #[test]
 fn no_reader_panics_at_damaged_bytes() {
     damage::try_all(targets::TARGETS);
-}
-
-#[test]
-#[ignore = "writes the fuzzers' corpus"]
-fn seeds_are_written() {
-    damage::write_seeds(targets::TARGETS);
 }

@@ -86,19 +86,8 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
 
 /// Where the fuzzers keep inputs, this reader's in a folder of its name.
 fn corpus(target: &Target) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../qemu-tests/fuzz/corpus");
     folder.join(target.name)
-}
-
-/// Writes the seeds into the fuzzers' corpus.
-pub(crate) fn write_seeds(targets: &[Target]) {
-    for target in targets {
-        let folder = corpus(target);
-        fs::create_dir_all(&folder).unwrap();
-        for (number, seed) in (target.seeds)().iter().enumerate() {
-            fs::write(folder.join(format!("seed-{number}")), seed).unwrap();
-        }
-    }
 }
 
 /// Feeds every reader its seeds and damaged copies of them; all panics are reported together, each with its input.

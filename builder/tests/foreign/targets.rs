@@ -1,4 +1,4 @@
-//! The readers of the builder, each as a function of bytes. The fuzzers (`fuzz/`) take this file in as well.
+//! The readers of the builder, each as a function of bytes. The fuzzers (`qemu-tests/fuzz/`) take this file in as well.
 
 pub(crate) mod boot;
 pub(crate) mod disk;

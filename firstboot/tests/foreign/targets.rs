@@ -1,4 +1,4 @@
-//! The readers inside a machine, each as a function of bytes. The fuzzers (`fuzz/`) take this file in as well.
+//! The readers inside a machine, each as a function of bytes. The fuzzers (`qemu-tests/fuzz/`) take this file in as well.
 
 use std::io;
 
