@@ -1,6 +1,4 @@
 //! Formation with the real etcd: members as processes on loopback addresses, formed by the code of the machine.
-//!
-//! Needs the binary: `KIMAGE_ETCD=/usr/bin/etcd cargo test -p kimage-firstboot --test etcd -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "times of a run are of interest")]
@@ -23,6 +21,7 @@ use kimage_firstboot::inventory::{Inventory, Standing};
 use kimage_firstboot::record::etcd::EtcdKey;
 use kimage_firstboot::record::file::RecordFile;
 use kimage_firstboot::record::{Phase, Record, RecordStore, Written};
+use kimage_qemu_tests::components::component;
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::Timing;
 use kimage_roles::secret::Secret;
@@ -34,6 +33,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// etcd as a child process.
 #[derive(Clone)]
 struct Process {
+    program: PathBuf,
     config: PathBuf,
     child: Arc<Mutex<Option<Child>>>,
 }
@@ -49,12 +49,11 @@ impl Service for Process {
     #[expect(clippy::disallowed_methods, reason = "the test is systemd")]
     fn restart(&self) -> anyhow::Result<()> {
         self.stop()?;
-        let program = std::env::var("KIMAGE_ETCD").expect("KIMAGE_ETCD must name an etcd binary");
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.config.with_extension("log"))?;
-        let child = Command::new(program)
+        let child = Command::new(&self.program)
             .arg(format!("--config-file={}", self.config.display()))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -86,6 +85,7 @@ impl Inventory for Gone {
 
 struct Bench {
     folder: tempfile::TempDir,
+    program: PathBuf,
     gone: Gone,
     /// The last byte but one of all addresses.
     net: u32,
@@ -120,6 +120,13 @@ fn client(ca: &str, identity: (&str, &str)) -> Client {
     Client::new(&settings).unwrap()
 }
 
+/// The very etcd of the image.
+fn etcd() -> PathBuf {
+    let files = component("etcd").files;
+    let program = files.into_iter().find(|file| file.path.ends_with("/etcd"));
+    program.expect("the component holds etcd").source
+}
+
 impl Bench {
     fn new(number: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -150,6 +157,7 @@ impl Bench {
         let client = client(&ca, (&certificate, &key));
         Self {
             folder,
+            program: etcd(),
             gone: Gone::default(),
             net,
             started: 0,
@@ -174,6 +182,7 @@ impl Bench {
         std::fs::create_dir_all(&data).unwrap();
         let port = 20_000 + self.net * 40 + self.started * 3;
         let process = Process {
+            program: self.program.clone(),
             config: folder.join("etcd.yaml"),
             child: Arc::default(),
         };
@@ -266,7 +275,6 @@ fn record(text: &str) -> Record {
 }
 
 #[test]
-#[ignore = "needs etcd: KIMAGE_ETCD=/usr/bin/etcd"]
 fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
     let mut bench = Bench::new(0);
     let mut nodes: Vec<Node> = (1..=3)
@@ -319,7 +327,6 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
 }
 
 #[test]
-#[ignore = "needs etcd: KIMAGE_ETCD=/usr/bin/etcd"]
 fn three_machines_form_by_list_and_one_comes_back_empty() {
     let mut bench = Bench::new(1);
     let peers = (1..=3).map(|address| {

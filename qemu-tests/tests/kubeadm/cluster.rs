@@ -13,13 +13,14 @@ use std::time::{Duration, Instant, SystemTime};
 use kimage_firstboot::arguments::Arguments;
 use kimage_firstboot::control_plane::identity::{self, Signer};
 use kimage_firstboot::control_plane::{self, api_server, controller_manager, scheduler};
+use kimage_qemu_tests::components::component;
 use kimage_qemu_tests::images::command;
 use kimage_roles::certificate::{Credentials, Kubeconfig, LEAF_LIFETIME, Profile, issue, public_key_pem};
 use kimage_roles::node_config::{KeyPair, NodeConfig};
 use serde_json::{Value, json};
 
 use super::Authorities;
-use super::oracle::{component, machine};
+use super::oracle::machine;
 
 /// Objects by kind, namespace and name.
 pub(crate) type Objects = BTreeMap<String, Value>;

@@ -2,37 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use kimage_builder::components::{self, Access, BuiltComponent};
-use kimage_builder::definition::{self, Component};
-use kimage_builder::download::Network;
-use kimage_builder::lock::{self, LockedComponent};
-use kimage_builder::progress::Progress;
-use kimage_builder::store::Store;
 use kimage_firstboot::machine::Machine;
-use kimage_qemu_tests::images::{command, finish, workspace};
+use kimage_qemu_tests::components::component;
+use kimage_qemu_tests::images::{command, finish};
 use kimage_roles::node_config::NodeConfig;
 use serde_json::Value;
-
-/// A component as the image build makes it, from the store where it is there already. The image's lock need not hold
-/// it: its sources are pinned by its own go.sum.
-pub(crate) fn component(name: &str) -> BuiltComponent {
-    let store = Store::open(&Store::default_root().unwrap()).unwrap();
-    let folder = workspace().join("images/components");
-    let component = Component::load(&folder, name).unwrap();
-    let image = definition::load_image(workspace(), "ubuntu-24.04").unwrap();
-    let mut lock = lock::load(&image.image).unwrap().unwrap();
-    lock.component.retain(|locked| locked.name != name);
-    lock.component.push(LockedComponent {
-        name: name.to_owned(),
-        version: component.manifest.version.clone(),
-        source: component.source_digest().unwrap(),
-        download: Vec::new(),
-    });
-    let access = Access::from(Network::Online);
-    components::build(&[component], &lock, &store, &access, &Progress::silent())
-        .unwrap()
-        .remove(0)
-}
 
 /// The machine that both sides make files for.
 pub(crate) fn machine() -> Machine {
