@@ -10,7 +10,7 @@ use kimage_roles::node_config::{KeyPair, Secrets};
 
 use crate::control_plane::identity::{Client, Leaf, Signer};
 use crate::failure::{Failure, OrFailure};
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::http::Trust;
 use crate::join::Joined;
 use crate::kubernetes::{Api, Caller};
@@ -171,7 +171,7 @@ impl<'a> Worker<'a> {
     fn write(&mut self, files: &[RenderedFile]) -> Result<(), Failure> {
         for file in files {
             let path = self.host.path(&file.path);
-            let changed = self.host.write(&path, file.content.as_bytes(), file.mode);
+            let changed = host::write(&path, file.content.as_bytes(), file.mode);
             self.findings.changed |= changed.map_err(Failure::internal)?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::host::{self, Host};
 use crate::ledger::Ledger;
 use crate::metadata::{self, Machine};
-use crate::plan::{Plan, plan};
+use crate::plan::plan;
 use crate::platform;
 use crate::report::Reporter;
 use crate::role;
@@ -29,18 +29,28 @@ pub fn run(host: &Host) -> Result<(), Failure> {
     let machine = learn(host, &role.role, &mut reporter)?;
     reporter.name(&machine.name);
     reporter.enter(Phase::Plan);
-    let prepared = prepare(host, &machine);
-    let (plan, mut ledger) = prepared.inspect_err(|failure| reporter.failed(failure, true))?;
+    let done = act(host, &machine, &mut reporter);
+    // Steps report what they try; this is the end of trying.
+    done.inspect_err(|failure| reporter.failed(failure, true))
+}
+
+/// From a machine that knows itself to one in service.
+fn act(host: &Host, machine: &Machine, reporter: &mut Reporter<'_>) -> Result<(), Failure> {
+    let plan = plan(machine)?;
+    let mut ledger = Ledger::open(host, &plan.identity, &machine.instance_id)?;
+    if ledger.is_inherited() {
+        reporter.say("the state disk was used by another instance before; this one goes on with it");
+    }
     if let Some(step) = ledger.interrupted() {
         reporter.say(&format!("the last boot was interrupted during step {step}"));
     }
-    let mut worker = Worker::new(host, &machine);
+    let mut worker = Worker::new(host, machine);
     for step in &plan.steps {
         if step.phase != reporter.phase() {
             reporter.enter(step.phase);
         }
         ledger.begin(step.name)?;
-        persist(&mut reporter, step.action.longest_pause(), || {
+        persist(reporter, step.action.longest_pause(), || {
             worker.apply(&step.action)
         })?;
         ledger.finish(step.name)?;
@@ -66,16 +76,11 @@ pub(crate) fn learn(host: &Host, role: &str, reporter: &mut Reporter<'_>) -> Res
     reporter.enter(Phase::Platform);
     let platform = platform::detect(host);
     reporter.enter(Phase::Metadata);
-    persist(reporter, METADATA_PAUSE, || {
+    let learned = persist(reporter, METADATA_PAUSE, || {
         let raw = platform::fetch(platform, host)?;
         metadata::judge(raw, role, &metadata::own_address)
-    })
-}
-
-fn prepare<'a>(host: &'a Host, machine: &Machine) -> Result<(Plan, Ledger<'a>), Failure> {
-    let plan = plan(machine)?;
-    let ledger = Ledger::open(host, &plan.identity, &machine.instance_id)?;
-    Ok((plan, ledger))
+    });
+    learned.inspect_err(|failure| reporter.failed(failure, true))
 }
 
 /// Tries until it works or can't work.
@@ -88,10 +93,7 @@ fn persist<T>(
     loop {
         match attempt() {
             Ok(done) => return Ok(done),
-            Err(failure) if failure.cause.is_lasting() => {
-                reporter.failed(&failure, true);
-                return Err(failure);
-            }
+            Err(failure) if failure.cause.is_lasting() => return Err(failure),
             Err(failure) => reporter.failed(&failure, false),
         }
         thread::sleep(backoff.next_wait().min(longest_pause));

@@ -34,32 +34,32 @@ impl Host {
         let absolute = absolute.as_ref();
         self.root.join(absolute.strip_prefix("/").unwrap_or(absolute))
     }
+}
 
-    /// Writes a whole file or nothing: beside, fsync, rename, fsync of the folder. Missing folders are made (0755).
-    /// A file that has these bytes and this mode already is left alone; the answer says whether it was written.
-    pub fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<bool> {
-        self.write_for(path, bytes, mode, None)
-    }
+/// Writes a whole file or nothing: beside, fsync, rename, fsync of the folder. Missing folders are made (0755).
+/// A file that has these bytes and this mode already is left alone; the answer says whether it was written.
+pub(crate) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<bool> {
+    write_for(path, bytes, mode, None)
+}
 
-    /// [`Host::write`] for a file that belongs to another user and group.
-    pub fn write_for(&self, path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<bool> {
-        let shown = path.display();
-        if is_written(path, bytes, mode, owner) {
-            return Ok(false);
-        }
-        let folder = path.parent().with_context(|| format!("{shown} has no folder"))?;
-        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        let name = path.file_name().with_context(|| format!("{shown} has no name"))?;
-        let mut beside = std::ffi::OsString::from(".");
-        beside.push(name);
-        beside.push(".new");
-        let beside = folder.join(beside);
-        let written = write_synced(&beside, bytes, mode, owner).and_then(|()| fs::rename(&beside, path));
-        written.with_context(|| format!("write {shown}"))?;
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.with_context(|| format!("sync {}", folder.display()))?;
-        Ok(true)
+/// [`write`] for a file that belongs to another user and group.
+pub(crate) fn write_for(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<bool> {
+    let shown = path.display();
+    if is_written(path, bytes, mode, owner) {
+        return Ok(false);
     }
+    let folder = path.parent().with_context(|| format!("{shown} has no folder"))?;
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let name = path.file_name().with_context(|| format!("{shown} has no name"))?;
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(".new");
+    let beside = folder.join(beside);
+    let written = write_synced(&beside, bytes, mode, owner).and_then(|()| fs::rename(&beside, path));
+    written.with_context(|| format!("write {shown}"))?;
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("sync {}", folder.display()))?;
+    Ok(true)
 }
 
 fn is_written(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> bool {

@@ -20,7 +20,7 @@ mod tests;
 mod trust;
 
 pub use fault::{Fault, HttpError, TlsFault};
-pub use trust::{Identity, Trust, peer_certificates};
+pub use trust::{Identity, Trust};
 
 /// Longest body of a failed answer that is kept for its message, in bytes.
 const MAX_ERROR_BODY: usize = 64 << 10;

@@ -12,7 +12,7 @@ use kimage_roles::cause::Cause;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
-use crate::host::Host;
+use crate::host::{self, Host};
 
 /// Where the file lies in the machine.
 pub const LEDGER_PATH: &str = "/var/lib/kimage/ledger.json";
@@ -52,17 +52,16 @@ struct Record {
 
 /// The ledger of this machine, open for writing.
 #[derive(Debug)]
-pub struct Ledger<'a> {
-    host: &'a Host,
+pub struct Ledger {
     path: PathBuf,
     record: Record,
     interrupted: Option<String>,
 }
 
-impl<'a> Ledger<'a> {
+impl Ledger {
     /// Opens the ledger for this identity and instance, or begins one. A disk of another cluster is refused
     /// ([`Cause::StateForeign`]), so is a change of what can't change ([`Cause::ConfigChanged`]).
-    pub fn open(host: &'a Host, identity: &Identity, instance: &str) -> Result<Self, Failure> {
+    pub fn open(host: &Host, identity: &Identity, instance: &str) -> Result<Self, Failure> {
         let path = host.path(LEDGER_PATH);
         let found = read(&path).map_err(Failure::internal)?;
         let mut record = match found {
@@ -83,7 +82,6 @@ impl<'a> Ledger<'a> {
         }
         let interrupted = record.under_way.take();
         let mut ledger = Self {
-            host,
             path,
             record,
             interrupted,
@@ -103,7 +101,8 @@ impl<'a> Ledger<'a> {
     }
 
     /// Whether `step` was ever done with this disk.
-    pub fn is_done(&self, step: &str) -> bool {
+    #[cfg(test)]
+    fn is_done(&self, step: &str) -> bool {
         self.record.done.contains_key(step)
     }
 
@@ -125,14 +124,14 @@ impl<'a> Ledger<'a> {
         let write = || -> Result<()> {
             let mut bytes = serde_json::to_vec_pretty(&self.record)?;
             bytes.push(b'\n');
-            self.host.write(&self.path, &bytes, 0o600).map(drop)
+            host::write(&self.path, &bytes, 0o600).map(drop)
         };
         write().context("write the ledger").map_err(Failure::internal)
     }
 }
 
 fn read(path: &std::path::Path) -> Result<Option<Record>> {
-    let bytes = match crate::host::read_bounded(path, MAX_LEDGER) {
+    let bytes = match host::read_bounded(path, MAX_LEDGER) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),

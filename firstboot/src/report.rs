@@ -7,7 +7,7 @@ use kimage_roles::cause::Cause;
 use kimage_roles::status::{Outcome, Phase, SCHEMA, STATUS_PATH, Status};
 
 use crate::failure::Failure;
-use crate::host::Host;
+use crate::host::{self, Host};
 
 /// Keeps and tells the status of this machine.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl<'a> Reporter<'a> {
     /// To the file. A report that can't be written must not keep a machine from working.
     fn record(&self, status: &Status) {
         if let (false, Ok(json)) = (self.silent, serde_json::to_vec_pretty(status)) {
-            drop(self.host.write(&self.host.path(STATUS_PATH), &json, 0o644));
+            drop(host::write(&self.host.path(STATUS_PATH), &json, 0o644));
         }
     }
 

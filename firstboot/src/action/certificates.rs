@@ -10,7 +10,7 @@ use kimage_roles::secret::Secret;
 use super::Worker;
 use crate::control_plane::identity::{Client, Leaf, Signer};
 use crate::failure::{Failure, OrFailure};
-use crate::host::read_bounded;
+use crate::host::{self, read_bounded};
 
 /// kubeadm's: a year. They are made at every boot and renewed when a third is left.
 const LIFETIME: Duration = Duration::from_secs(8760 * 3600);
@@ -49,9 +49,7 @@ impl Worker<'_> {
             _ => None,
         };
         let write = |path: &std::path::Path, bytes: &str, mode| {
-            self.host
-                .write_for(path, bytes.as_bytes(), mode, owner)
-                .map_err(Failure::internal)
+            host::write_for(path, bytes.as_bytes(), mode, owner).map_err(Failure::internal)
         };
         // The key first: a certificate without its key would be taken for a pair that fits.
         write(&key, pair.key.reveal(), 0o600)?;
@@ -74,10 +72,7 @@ impl Worker<'_> {
                 credentials: Credentials::Certificate(&pair),
             };
             let path = self.host.path(client.path);
-            let written = self
-                .host
-                .write(&path, kubeconfig.to_json().reveal().as_bytes(), 0o600);
-            written.map_err(Failure::internal)?;
+            host::write(&path, kubeconfig.to_json().reveal().as_bytes(), 0o600).map_err(Failure::internal)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Worker;
 use crate::failure::{Failure, OrFailure};
-use crate::host::read_bounded;
+use crate::host::{self, read_bounded};
 use crate::http::Trust;
 use crate::join::{self, Joined, is_ready};
 use crate::kubernetes::{Api, ApiError, Caller};
@@ -42,7 +42,7 @@ impl Worker<'_> {
         let wanted = wanted.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "join: missing"))?;
         let joined = join::join(&config.cluster.endpoint, wanted, name)?;
         let bytes = serde_json::to_vec(&joined).map_err(Failure::internal)?;
-        self.host.write(&path, &bytes, 0o600).map_err(Failure::internal)?;
+        host::write(&path, &bytes, 0o600).map_err(Failure::internal)?;
         self.findings.joined = Some(joined);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The world of formation on a real machine: the record's store, etcd's service and files, the cluster over mTLS.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -146,7 +146,7 @@ impl Site {
             self.service.restart()?;
             return Ok(None);
         }
-        write(&self.config, wanted.as_bytes(), 0o644)?;
+        crate::host::write(&self.config, wanted.as_bytes(), 0o644)?;
         self.service.restart()?;
         Ok(None)
     }
@@ -217,7 +217,7 @@ impl World for Site {
         let noted = match mark {
             Some(mark) => serde_json::to_vec(mark)
                 .map_err(anyhow::Error::from)
-                .and_then(|bytes| write(&self.mark, &bytes, 0o600)),
+                .and_then(|bytes| crate::host::write(&self.mark, &bytes, 0o600).map(drop)),
             None => forget(&self.mark),
         };
         noted.map_err(local)
@@ -306,24 +306,6 @@ fn reach(url: &str) -> Result<(), ErrorKind> {
     TcpStream::connect_timeout(address, REACH)
         .map(drop)
         .map_err(|error| error.kind())
-}
-
-/// Writes beside, syncs, renames, syncs the folder.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let beside = path.with_extension("new");
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let act = || {
-        fs::create_dir_all(folder)?;
-        let mut file = File::create(&beside)?;
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(folder)?.sync_all()
-    };
-    act().with_context(|| format!("write {}", path.display()))
 }
 
 fn forget(path: &Path) -> anyhow::Result<()> {

@@ -10,9 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use super::test_server::{Reply, Seen, Server};
-use super::{
-    Client, Fault, HttpError, Identity, Request, Settings, TlsFault, Trust, peer_certificates, shown,
-};
+use super::{Client, Fault, HttpError, Identity, Request, Settings, TlsFault, Trust, shown};
 
 const GIB: u64 = 1 << 30;
 
@@ -274,24 +272,4 @@ fn a_server_that_wants_a_client_certificate_gets_ours() {
         Fault::Tls(TlsFault::Refused(_))
     ));
     assert!(matches!(fault(get(Some(mixed))), Fault::Tls(TlsFault::Other(_))));
-}
-
-#[test]
-fn the_peers_certificates_are_shown_without_trust() {
-    let ca = Ca::new("any");
-    let certificate = ca.issue("elsewhere", 2000, 2001);
-    let server = tls_server(&certificate, None);
-    let limit = std::time::Duration::from_secs(5);
-    let chain = peer_certificates("127.0.0.1", server.address.port(), limit).unwrap();
-    let leaf = CertificateDer::from_pem_slice(certificate.0.as_bytes()).unwrap();
-    assert_eq!(chain, [leaf.to_vec()]);
-    let plain = Server::start(|_: &Seen| Reply::Trickle);
-    assert!(
-        peer_certificates(
-            "127.0.0.1",
-            plain.address.port(),
-            std::time::Duration::from_millis(300)
-        )
-        .is_err()
-    );
 }

@@ -1,19 +1,15 @@
 //! Which servers are believed, and who this machine is to them.
 
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use kimage_roles::secret::Secret;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-use super::fault::{self, Fault, HttpError};
+use super::fault::HttpError;
 
 /// Which servers are believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,117 +82,4 @@ fn client_certificate(identity: &Identity) -> Result<ClientCert, HttpError> {
         .map(|der| Certificate::from_der(der).to_owned())
         .collect();
     Ok(ClientCert::new_with_certs(&chain, key))
-}
-
-/// The certificates (DER, leaf first) that a server shows, unverified except that it holds the leaf's key.
-pub fn peer_certificates(host: &str, port: u16, limit: Duration) -> Result<Vec<Vec<u8>>, HttpError> {
-    let url = format!("https://{host}:{port}");
-    let fail = |fault| HttpError::new(&url, fault);
-    let deadline = Instant::now() + limit;
-    let seen = Arc::new(Witness::default());
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| HttpError::tls(&url, error))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
-        .with_no_client_auth();
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| HttpError::tls(&url, error))?;
-    let mut connection =
-        ClientConnection::new(Arc::new(config), name).map_err(|error| HttpError::tls(&url, error))?;
-    let mut socket = connect(host, port, deadline).map_err(fail)?;
-    while connection.is_handshaking() {
-        let left = left(deadline).ok_or_else(|| fail(Fault::Timeout))?;
-        let timed = socket
-            .set_read_timeout(Some(left))
-            .and_then(|()| socket.set_write_timeout(Some(left)));
-        timed.map_err(|error| fail(fault::of_io(&error)))?;
-        let step = if connection.wants_write() {
-            connection.write_tls(&mut socket).map(drop)
-        } else {
-            read_some(&mut connection, &mut socket)
-        };
-        step.map_err(|error| fail(fault::of_io(&error)))?;
-    }
-    let seen = seen.chain.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(seen.clone())
-}
-
-fn read_some(connection: &mut ClientConnection, socket: &mut TcpStream) -> std::io::Result<()> {
-    if connection.read_tls(socket)? == 0 {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
-    }
-    connection.process_new_packets().map_err(std::io::Error::other)?;
-    Ok(())
-}
-
-fn connect(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, Fault> {
-    let addresses = (host, port).to_socket_addrs().map_err(|_| Fault::Dns)?;
-    let mut last = Fault::Dns;
-    for address in addresses {
-        let left = left(deadline).ok_or(Fault::Timeout)?;
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = Fault::Connect(error.to_string()),
-        }
-    }
-    Err(last)
-}
-
-fn left(deadline: Instant) -> Option<Duration> {
-    deadline
-        .checked_duration_since(Instant::now())
-        .filter(|left| !left.is_zero())
-}
-
-/// Believes every certificate and remembers it.
-#[derive(Debug, Default)]
-struct Witness {
-    chain: Mutex<Vec<Vec<u8>>>,
-}
-
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let all = std::iter::once(leaf).chain(others).map(|der| der.to_vec());
-        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = all.collect();
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            leaf,
-            signed,
-            &provider().signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            leaf,
-            signed,
-            &provider().signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -10,10 +10,6 @@ use crate::metadata::Machine;
 
 pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
     let (config, node) = (&machine.config, machine.node());
-    let mut written = files::hosts(machine);
-    if let Some(secrets) = &config.secrets {
-        written.extend(files::authorities(secrets)?);
-    }
     let etcd = if is_stacked(config) {
         Action::FormEtcd
     } else {
@@ -24,18 +20,8 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
         "kube-controller-manager.service",
         "kube-scheduler.service",
     ];
-    Ok(vec![
-        step(
-            "host-name",
-            Phase::Configure,
-            Action::NameHost(machine.name.clone()),
-        ),
-        step("files", Phase::Configure, Action::Write(written)),
-        step(
-            "certificates",
-            Phase::Configure,
-            Action::Issue(certificates(config, &node)),
-        ),
+    let mut steps = files::with_authorities(machine, certificates(config, &node))?;
+    steps.extend([
         step(
             "kubeconfigs",
             Phase::Configure,
@@ -63,5 +49,6 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
         step("mark-control-plane", Phase::Node, Action::MarkControlPlane),
         step("node-ready", Phase::Node, Action::AwaitNode),
-    ])
+    ]);
+    Ok(steps)
 }

@@ -9,22 +9,7 @@ use crate::failure::Failure;
 use crate::metadata::Machine;
 
 pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
-    let mut written = files::hosts(machine);
-    if let Some(secrets) = &machine.config.secrets {
-        written.extend(files::authorities(secrets)?);
-    }
-    Ok(vec![
-        step(
-            "host-name",
-            Phase::Configure,
-            Action::NameHost(machine.name.clone()),
-        ),
-        step("files", Phase::Configure, Action::Write(written)),
-        step(
-            "certificates",
-            Phase::Configure,
-            Action::Issue(etcd_certificates(&machine.node()).into()),
-        ),
-        step("etcd", Phase::Etcd, Action::FormEtcd),
-    ])
+    let mut steps = files::with_authorities(machine, etcd_certificates(&machine.node()).into())?;
+    steps.push(step("etcd", Phase::Etcd, Action::FormEtcd));
+    Ok(steps)
 }

@@ -4,11 +4,29 @@ use std::net::IpAddr;
 
 use kimage_roles::certificate::public_key_pem;
 use kimage_roles::node_config::Secrets;
+use kimage_roles::status::Phase;
 
+use super::{Step, step};
+use crate::action::Action;
+use crate::control_plane::identity::Leaf;
 use crate::failure::{Failure, OrFailure};
 use crate::layout::{CA_CERTIFICATE, pki};
 use crate::metadata::Machine;
 use crate::rendered::RenderedFile;
+
+/// The first steps of a machine that signs with the cluster's authorities.
+pub(super) fn with_authorities(machine: &Machine, certificates: Vec<Leaf>) -> Result<Vec<Step>, Failure> {
+    let mut written = hosts(machine);
+    if let Some(secrets) = &machine.config.secrets {
+        written.extend(authorities(secrets)?);
+    }
+    let name = Action::NameHost(machine.name.clone());
+    Ok(vec![
+        step("host-name", Phase::Configure, name),
+        step("files", Phase::Configure, Action::Write(written)),
+        step("certificates", Phase::Configure, Action::Issue(certificates)),
+    ])
+}
 
 /// Names that don't need a DNS server: `localhost`, without which etcd doesn't start, and the machine's own.
 pub(super) fn hosts(machine: &Machine) -> Vec<RenderedFile> {
@@ -24,7 +42,7 @@ pub(super) fn hosts(machine: &Machine) -> Vec<RenderedFile> {
 }
 
 /// Certificates of authorities, and the keys that services on this machine sign with.
-pub(super) fn authorities(secrets: &Secrets) -> Result<Vec<RenderedFile>, Failure> {
+fn authorities(secrets: &Secrets) -> Result<Vec<RenderedFile>, Failure> {
     let mut files = vec![RenderedFile::public(
         pki("etcd/ca.crt"),
         secrets.etcd_ca.certificate.clone(),
