@@ -210,7 +210,9 @@ impl Awaited<'_> {
             bail!(Failure::new(ExitCode::Failed, message).hint(explain()));
         }
         if let Some(task) = &self.task {
-            task.message(&phase_of(&status));
+            // That something is not there yet is what waiting is: the cause alone says it.
+            let waits = status.cause.map(|cause| format!(", waits: {cause}"));
+            task.message(&format!("{}{}", status.phase.as_str(), waits.unwrap_or_default()));
         }
         self.seen = Some(status);
         if self.is_in_service()

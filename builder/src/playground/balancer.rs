@@ -13,10 +13,10 @@ use rustls::pki_types::pem::PemObject;
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-/// Between two questions to an API server.
-const INTERVAL: Duration = Duration::from_secs(2);
 /// An emulated API server on a busy host is slow to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
+/// `ok`, in bytes; more is no answer of an API server.
+const MAX_ANSWER: u64 = 64 * 1024;
 /// So many questions in a row without an answer, and the API server gets no more connections.
 const FAILURES: u32 = 3;
 /// Both halves of a connection have a thread.
@@ -29,8 +29,8 @@ struct Backend {
 }
 
 /// Balances connections to 127.0.0.1:`port` over API servers at ports of 127.0.0.1, whose certificates `ca` (PEM)
-/// signs. Returns once it listens.
-pub(super) fn start(port: u16, backends: &[u16], ca: &str) -> Result<()> {
+/// signs, and asks each of them every `interval`. Returns once it listens.
+pub(super) fn start(port: u16, backends: &[u16], ca: &str, interval: Duration) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .with_context(|| format!("listen on 127.0.0.1:{port}"))?;
     let backends: Arc<[Backend]> = backends
@@ -43,7 +43,7 @@ pub(super) fn start(port: u16, backends: &[u16], ca: &str) -> Result<()> {
     let agent = agent(ca)?;
     for number in 0..backends.len() {
         let (backends, agent) = (Arc::clone(&backends), agent.clone());
-        spawn("check", move || watch(&backends[number], &agent))?;
+        spawn("check", move || watch(&backends[number], &agent, interval))?;
     }
     spawn("balancer", move || accept(&listener, &backends))
 }
@@ -78,11 +78,13 @@ fn agent(ca: &str) -> Result<Agent> {
 }
 
 /// Asks `/readyz` for ever. One yes is enough to be ready, only several failures are enough not to be.
-fn watch(backend: &Backend, agent: &Agent) {
+fn watch(backend: &Backend, agent: &Agent, interval: Duration) {
     let url = format!("https://127.0.0.1:{}/readyz", backend.port);
     let mut failures = 0;
     loop {
-        match agent.get(&url).call() {
+        // Read to its end, so that the connection serves the next question too: handshakes cost an emulated machine much.
+        let asked = agent.get(&url).call();
+        match asked.and_then(|mut answer| answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec()) {
             Ok(_) => {
                 failures = 0;
                 backend.ready.store(true, Ordering::Relaxed);
@@ -94,7 +96,7 @@ fn watch(backend: &Backend, agent: &Agent) {
                 }
             }
         }
-        thread::sleep(INTERVAL);
+        thread::sleep(interval);
     }
 }
 

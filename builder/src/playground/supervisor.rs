@@ -25,6 +25,9 @@ pub(super) const GATEWAY_PID: &str = "gateway.pid";
 pub(super) const STARTED: &str = "started";
 /// Between two looks at the machines.
 const TICK: Duration = Duration::from_millis(500);
+/// Between two questions of the balancer to an API server; each costs an emulated one dearly.
+const CHECKS: Duration = Duration::from_secs(1);
+const SLOW_CHECKS: Duration = Duration::from_secs(5);
 /// A gateway that can't work ends within it.
 const GATEWAY_START: Duration = Duration::from_millis(500);
 /// How long a supervisor may take until it starts machines.
@@ -88,7 +91,8 @@ pub fn serve(folder: &Path) -> Result<()> {
         .collect();
     let ca = Path::new(CLUSTER).join("ca.crt");
     let ca = std::fs::read_to_string(&ca).with_context(|| format!("read {}", ca.display()))?;
-    balancer::start(playground.port, &backends, &ca)?;
+    let interval = if playground.kvm { CHECKS } else { SLOW_CHECKS };
+    balancer::start(playground.port, &backends, &ca, interval)?;
     let mut started: Vec<Started> = Vec::new();
     loop {
         while let Some(next) = playground.machines.get(started.len()) {
