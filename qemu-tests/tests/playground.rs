@@ -8,12 +8,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use kimage_builder::playground::Identity;
 use kimage_firstboot::http::Trust;
 use kimage_firstboot::join::is_ready;
 use kimage_firstboot::kubernetes::{Api, Caller};
@@ -64,15 +65,12 @@ fn as_user(home: &Path, arguments: &[&str]) -> Command {
     program
 }
 
-/// What runs as the user.
-fn processes() -> Vec<PathBuf> {
+/// What runs as the user; the dead whom nobody has waited for yet don't count.
+fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-    let ours = |path: &PathBuf| fs::metadata(path).is_ok_and(|process| process.uid() == USER);
-    // Its own user id says that it is a process, not a file of /proc.
-    entries
-        .filter(ours)
-        .filter(|path| path.join("exe").is_symlink())
-        .collect()
+    let ours = entries.filter(|path| fs::metadata(path).is_ok_and(|process| process.uid() == USER));
+    let numbers = ours.filter_map(|path| path.file_name()?.to_str()?.parse().ok());
+    numbers.filter(|number| Identity::of(*number).is_some()).collect()
 }
 
 /// The API through the printed kubeconfig, and as whom it says.
@@ -153,7 +151,7 @@ fn an_ordinary_user_has_a_cluster_by_one_command_and_nothing_left_by_another() {
     let began = Instant::now();
     finish(&mut as_user(place, &["cluster", "down", "demo"])).unwrap();
     println!("down after {:.1?}", began.elapsed());
-    assert_eq!(processes(), Vec::<PathBuf>::new());
+    assert_eq!(processes(), Vec::<u32>::new());
     let left: Vec<_> = fs::read_dir(place)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())

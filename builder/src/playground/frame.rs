@@ -224,7 +224,7 @@ mod tests {
         #[test]
         fn no_frame_makes_the_switch_panic(noise in vec(any::<u8>(), 0..600), at in 0_usize..300, byte in any::<u8>()) {
             let _ = ends(&noise);
-            drop(question(&noise));
+            let _ = question(&noise);
             let mut frame = asked(DISCOVER);
             let at = at % frame.len();
             frame[at] = byte;

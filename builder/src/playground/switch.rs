@@ -48,38 +48,38 @@ struct Port {
 
 /// Opens the socket and starts to switch. The current folder must be the playground's: paths of sockets are short.
 pub(super) fn start(playground: &Playground) -> Result<()> {
-    let path = socket();
-    let inside = UnixDatagram::bind(&path).with_context(|| format!("open {}", path.display()))?;
+    let machines = &playground.machines;
+    let ends = machines.iter().map(|machine| machine.socket()).chain([gateway()]);
+    let leases = machines.iter().map(|machine| (machine.mac(), machine.address));
+    connect(&socket(), ends, leases.collect())
+}
+
+/// Switches between `ends`, whose datagrams come to `path`, and answers questions for `leases`.
+fn connect(
+    path: &Path,
+    ends: impl IntoIterator<Item = PathBuf>,
+    leases: BTreeMap<Mac, Ipv4Addr>,
+) -> Result<()> {
+    let inside = UnixDatagram::bind(path).with_context(|| format!("open {}", path.display()))?;
     let inside = Arc::new(inside);
-    let ends = playground.machines.iter().map(|machine| machine.socket());
-    let ports = ends
-        .chain([gateway()])
-        .map(|end| port(end, &inside))
-        .collect::<Result<Vec<Port>>>()?;
-    let leases = playground
-        .machines
-        .iter()
-        .map(|machine| (machine.mac(), machine.address))
-        .collect();
+    let ports: Result<Vec<Port>> = ends.into_iter().map(|end| port(end, &inside)).collect();
     let mut switch = Switch {
-        ports,
+        ports: ports?,
         leases,
         learned: BTreeMap::new(),
     };
-    thread::Builder::new()
-        .name("switch".to_owned())
-        .spawn(move || {
-            let mut buffer = vec![0; MAX_FRAME];
-            loop {
-                if let Ok((length, sender)) = inside.recv_from(&mut buffer)
-                    && let Some(sender) = sender.as_pathname()
-                {
-                    switch.take(&buffer[..length], sender);
-                }
+    let work = move || {
+        let mut buffer = vec![0; MAX_FRAME];
+        loop {
+            if let Ok((length, sender)) = inside.recv_from(&mut buffer)
+                && let Some(sender) = sender.as_pathname()
+            {
+                switch.take(&buffer[..length], sender);
             }
-        })
-        .context("start the switch")?;
-    Ok(())
+        }
+    };
+    let thread = thread::Builder::new().name("switch".to_owned()).spawn(work);
+    thread.map(drop).context("start the switch")
 }
 
 /// A cable to `end`. It has a thread of its own: a machine that is stopped must not stop the others.
@@ -143,5 +143,58 @@ impl Switch {
     fn send(&self, port: usize, frame: &Arc<[u8]>) {
         // A full queue loses the frame.
         drop(self.ports[port].queue.try_send(Arc::clone(frame)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const EVERYBODY: Mac = [0xff; 6];
+
+    fn frame(to: Mac, from: Mac, text: &str) -> Vec<u8> {
+        [&to[..], &from, &[0x88, 0xb5], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn frames_reach_those_they_are_for_and_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let [a, b, outside] = ["a", "b", "outside"].map(|name| {
+            let end = UnixDatagram::bind(path(name)).unwrap();
+            end.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            end
+        });
+        connect(&path("switch"), ["a", "b", "outside"].map(path), BTreeMap::new()).unwrap();
+        let (mac_a, mac_b) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let send = |end: &UnixDatagram, frame: &[u8]| end.send_to(frame, path("switch")).map(drop).unwrap();
+        let received = |end: &UnixDatagram| {
+            let mut buffer = [0; 2048];
+            let length = end.recv(&mut buffer).unwrap();
+            buffer[..length].to_vec()
+        };
+
+        let question = frame(EVERYBODY, mac_a, "who is b?");
+        send(&a, &question);
+        assert_eq!((received(&b), received(&outside)), (question.clone(), question));
+        let answer = frame(mac_a, mac_b, "I am");
+        send(&b, &answer);
+        assert_eq!(received(&a), answer);
+        let private = frame(mac_b, mac_a, "between us");
+        send(&a, &private);
+        assert_eq!(received(&b), private);
+        // A frame from a stranger, and one too short to be one.
+        send(
+            &UnixDatagram::unbound().unwrap(),
+            &frame(EVERYBODY, mac_b, "stranger"),
+        );
+        send(&a, &[0xff; 13]);
+        // Frames of a cable stay in order: had the gateway seen one of those, it would come first.
+        let last = frame(EVERYBODY, mac_a, "all");
+        send(&a, &last);
+        assert_eq!(received(&outside), last);
+        assert_eq!(received(&b), last);
     }
 }
