@@ -50,7 +50,7 @@ pub struct ClusterUp {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
     pub port: Option<u16>,
     /// Memory of each control plane in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1024..))]
+    #[arg(long, value_name = "MIB", default_value_t = 3072, value_parser = clap::value_parser!(u32).range(1024..))]
     pub control_plane_memory: u32,
     /// Memory of each worker in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1536, value_parser = clap::value_parser!(u32).range(768..))]
