@@ -8,10 +8,12 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 pub use self::cluster::{
     Cluster, ClusterKubeconfig, ClusterNew, ClusterUserData, FormationArguments, OutputArguments,
 };
+pub use self::playground::{ClusterDown, ClusterServe, ClusterUp};
 use crate::pipeline::DiskFormat;
 use crate::progress::Verbosity;
 
 mod cluster;
+mod playground;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +23,8 @@ Examples:
   kimage lock --update                             move to the archive's newest packages, print what changes
   kimage verify out/worker                         derive every claim again from the bytes
   kimage run out/worker                            boot it in QEMU
+  kimage cluster up demo                           a whole cluster of such machines, for trying
+  kimage explain console.log                       why is this machine not in service?
   kimage cluster new ./prod --name prod --endpoint lb.example.com:6443
                                                    make a cluster's keys; its machines get them as user-data
 
@@ -99,11 +103,13 @@ pub enum Command {
     /// Make signing keys
     #[command(subcommand)]
     Keys(Keys),
-    /// Make the keys of a cluster, the NodeConfig of its machines, and kubeconfigs
+    /// Run a cluster on this host for trying; or make a real one's keys, NodeConfigs and kubeconfigs
     #[command(subcommand)]
     Cluster(Cluster),
     /// Boot a built image in QEMU with Secure Boot
     Run(Run),
+    /// Say from a machine's saved serial console whether it is in service, and if not, why
+    Explain(Explain),
     /// Check whether this host can build and run images, and say what to change
     Doctor(Doctor),
     /// Print the completion script of a shell
@@ -360,6 +366,27 @@ fn disk_size(text: &str) -> Result<u64, String> {
     } else {
         Err(format!("`{text}` is not a multiple of 512 bytes"))
     }
+}
+
+/// `kimage explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The serial console of any platform will do, whole or in part, with whatever else is on it: `aws ec2 get-console-output`,
+`openstack console log show`, `virsh console`, QEMU's -serial file:. The newest boot counts.
+
+Exit codes: 0 the machine is in service; 1 it is not, and the last line says why; 2 the file can't be read.
+
+Examples:
+  kimage explain console.log
+  aws ec2 get-console-output --latest --output text --instance-id i-0123 | kimage explain -
+  kimage explain --json demo/machines/cp-1/console.log")]
+pub struct Explain {
+    /// The saved console; `-` is standard input
+    #[arg(value_name = "CONSOLE_LOG", value_hint = ValueHint::FilePath)]
+    pub console: PathBuf,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `kimage doctor`.

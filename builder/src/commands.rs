@@ -5,9 +5,11 @@ mod cluster;
 mod completion;
 mod diff;
 mod doctor;
+mod explain;
 mod inspect;
 mod keys;
 mod lock;
+mod playground;
 mod run;
 mod vendor;
 mod verify;
@@ -87,6 +89,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Keys(Keys::New(arguments)) => keys::run(&arguments, &context),
         Command::Cluster(command) => cluster::run(&command, &context),
         Command::Run(arguments) => run::run(&arguments, &context),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments, &context),
         Command::Completion(arguments) => completion::run(&arguments),
     }

@@ -7,7 +7,8 @@
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
 //! [`store`], [`tool`], [`download`], [`qemu`] and [`private`]. Only the [`commands`] see all stages.
 //! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer. [`cluster`] stands outside of
-//! the flow: it makes the secrets and documents of a cluster, and knows nothing of images.
+//! the flow: it makes the secrets and documents of a cluster, and knows nothing of images. [`explain`] reads the console
+//! of a machine, [`playground`] runs a cluster of them on this host.
 
 pub mod archive;
 pub mod cli;
@@ -19,11 +20,13 @@ pub mod digest;
 pub mod disk;
 pub mod doctor;
 pub mod download;
+pub mod explain;
 pub mod failure;
 pub mod inputs;
 pub mod lock;
 pub mod partitions;
 pub mod pipeline;
+pub mod playground;
 pub mod private;
 pub mod progress;
 pub mod qemu;

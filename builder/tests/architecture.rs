@@ -27,10 +27,18 @@ const BESIDE: [&str; 8] = [
 ];
 
 /// Outside of the flow: they use what stands beside it, no stage and not each other.
-const OUTSIDE: [&str; 1] = ["cluster"];
+const OUTSIDE: [&str; 2] = ["cluster", "explain"];
 
 /// See everything: the sequence itself and the commands in front of it.
-const ABOVE: [&str; 6] = ["pipeline", "commands", "cli", "main", "lib", "doctor"];
+const ABOVE: [&str; 7] = [
+    "pipeline",
+    "playground",
+    "commands",
+    "cli",
+    "main",
+    "lib",
+    "doctor",
+];
 
 struct Source {
     path: PathBuf,

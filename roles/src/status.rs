@@ -9,6 +9,8 @@ use crate::cause::Cause;
 pub const STATUS_PATH: &str = "/run/kimage/status.json";
 /// What every line of the report on the console begins with, after the kernel's or journal's own prefix.
 pub const CONSOLE_PREFIX: &str = "kimage-status: ";
+/// The longest report on the console, in bytes.
+pub const MAX_CONSOLE_LINE: usize = 64 * 1024;
 /// Version of the format.
 pub const SCHEMA: u32 = 1;
 
@@ -105,20 +107,27 @@ impl Status {
         Ok(format!("{CONSOLE_PREFIX}{}", serde_json::to_string(self)?))
     }
 
-    /// Reads a console line, whatever stands before the prefix; `None` when it is none of ours.
+    /// Reads a console line, whatever stands before the prefix or after the report: others write to a console too.
+    /// `None` when it is none of ours, of another [`SCHEMA`], or damaged.
     pub fn from_console_line(line: &str) -> Option<Self> {
         let (_, json) = line.split_once(CONSOLE_PREFIX)?;
-        serde_json::from_str(json.trim_end()).ok()
+        // No number of spaces or brackets may keep a reader busy.
+        if json.len() > MAX_CONSOLE_LINE {
+            return None;
+        }
+        let first = serde_json::Deserializer::from_str(json).into_iter().next()?;
+        first.ok().filter(|status: &Self| status.schema == SCHEMA)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{ProptestConfig, any, prop_assert_eq, proptest};
+
     use super::*;
 
-    #[test]
-    fn a_console_line_reads_back_behind_any_prefix() {
-        let status = Status {
+    fn status() -> Status {
+        Status {
             schema: SCHEMA,
             role: "worker".to_owned(),
             node: Some("w1".to_owned()),
@@ -130,9 +139,41 @@ mod tests {
             cause: Some(Cause::BalancerUnreachable),
             message: Some("connect to lb:6443: refused".to_owned()),
             hint: Some(Cause::BalancerUnreachable.hint().to_owned()),
-        };
-        let line = format!("[   31.2] {}\r", status.console_line().unwrap());
-        assert_eq!(Status::from_console_line(&line), Some(status));
+        }
+    }
+
+    #[test]
+    fn a_console_line_reads_back_between_what_others_write() {
+        let status = status();
+        let line = format!(
+            "[   31.2] {}[   31.3] usb 1-1: new\r",
+            status.console_line().unwrap()
+        );
+        assert_eq!(Status::from_console_line(&line), Some(status.clone()));
         assert_eq!(Status::from_console_line("kimage-state: disk vda"), None);
+        let other = Status {
+            schema: SCHEMA + 1,
+            ..status
+        };
+        assert_eq!(Status::from_console_line(&other.console_line().unwrap()), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn any_message_reads_back(message in any::<String>(), before in "[^:]*", attempt in any::<u32>()) {
+            let status = Status { message: Some(message), attempt, ..status() };
+            let line = format!("{before}{}", status.console_line().unwrap());
+            prop_assert_eq!(Status::from_console_line(&line), Some(status));
+        }
+
+        #[test]
+        fn no_line_makes_the_reader_panic(text in any::<String>(), cut in 0_usize..400) {
+            drop(Status::from_console_line(&format!("{CONSOLE_PREFIX}{text}")));
+            let line = status().console_line().unwrap();
+            let half: String = line.chars().take(cut).chain(text.chars()).collect();
+            drop(Status::from_console_line(&half));
+        }
     }
 }

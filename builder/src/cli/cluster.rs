@@ -9,15 +9,24 @@ use kimage_roles::node_config::{
     Cidr, Endpoint, EtcdLayout, FlannelBackend, NetworkPlugin, NodeRole, StaticMember,
 };
 
+use super::playground::{ClusterDown, ClusterServe, ClusterUp};
+
 /// `kimage cluster`.
 #[derive(Debug, Subcommand)]
 pub enum Cluster {
+    /// Boot built images as a cluster of virtual machines on this host, without root
+    Up(ClusterUp),
+    /// End such a cluster and remove all of it
+    Down(ClusterDown),
     /// Make a cluster's folder: authorities, keys, bootstrap token, cluster.toml
     New(ClusterNew),
     /// Print the NodeConfig that machines of a role get as user-data
     UserData(Box<ClusterUserData>),
     /// Print a kubeconfig with a client certificate of limited life
     Kubeconfig(ClusterKubeconfig),
+    /// Be the process that holds a cluster of `up`
+    #[command(hide = true)]
+    Serve(ClusterServe),
 }
 
 /// `kimage cluster new`.
@@ -227,7 +236,7 @@ names!(roles, NodeRole, [
 ]);
 
 /// `45m`, `8h`, `30d`.
-fn lifetime(text: &str) -> Result<Duration, String> {
+pub(super) fn lifetime(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time such as 45m, 8h or 30d");
     let (at, unit) = text.char_indices().last().ok_or_else(wrong)?;
     let unit = match unit {

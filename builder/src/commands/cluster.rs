@@ -10,7 +10,7 @@ use kimage_roles::node_config::{
 };
 use kimage_roles::secret::Secret;
 
-use super::{Context, print};
+use super::{Context, playground, print};
 use crate::cli::{
     Cluster, ClusterKubeconfig, ClusterNew, ClusterUserData, FormationArguments, OutputArguments,
 };
@@ -28,6 +28,9 @@ const MAX_CREDENTIAL: u64 = 64 * 1024;
 
 pub(super) fn run(command: &Cluster, context: &Context) -> Result<()> {
     match command {
+        Cluster::Up(arguments) => playground::up(arguments, context),
+        Cluster::Down(arguments) => playground::down(arguments, context),
+        Cluster::Serve(arguments) => playground::serve(arguments),
         Cluster::New(arguments) => new(arguments, context),
         Cluster::UserData(arguments) => document(arguments, context),
         Cluster::Kubeconfig(arguments) => credentials(arguments, context),

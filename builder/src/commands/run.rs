@@ -79,7 +79,7 @@ fn of_release(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn accelerator(wanted: Acceleration, context: &Context) -> Result<Accelerator> {
+pub(super) fn accelerator(wanted: Acceleration, context: &Context) -> Result<Accelerator> {
     Ok(match wanted {
         Acceleration::Kvm => Accelerator::Kvm,
         Acceleration::Tcg => Accelerator::Tcg,
