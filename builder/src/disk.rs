@@ -112,7 +112,8 @@ pub fn layout(root_hash: &Digest, root: u64, verity: u64) -> Vec<Partition> {
     ]
 }
 
-/// Writes the raw disk to `out`. It appears there finished or not at all.
+/// Writes the raw disk to `out`. It appears there finished or not at all; whoever needs it to outlive a power cut syncs
+/// it.
 pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
     let length = |path: &Path| {
         path.metadata()
@@ -154,7 +155,7 @@ pub fn assemble(content: &Content<'_>, out: &Path) -> Result<Disk> {
     Ok(disk)
 }
 
-/// Fills a new file beside `out`, makes it durable and gives it the name `out`.
+/// Fills a new file beside `out` and gives it the name `out`.
 pub(crate) fn write_beside(out: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let folder = match out.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -169,7 +170,6 @@ pub(crate) fn write_beside(out: &Path, fill: impl FnOnce(&File) -> Result<()>) -
     file.as_file()
         .set_permissions(Permissions::from_mode(0o644))
         .with_context(context)?;
-    file.as_file().sync_data().with_context(context)?;
     file.persist(out).with_context(context)?;
     Ok(())
 }

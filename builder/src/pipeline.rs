@@ -1,9 +1,9 @@
 //! The build, as the sequence of its stages: each step turns what the step before made into the next thing.
 
+mod disks;
 pub mod rebuild;
 mod unchanged;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,13 +12,11 @@ use kimage_roles::slot::Slot;
 use crate::components::{self, Access, BuiltComponent};
 use crate::definition::{self, Definition};
 use crate::digest::Digest;
-use crate::disk::{self, Content as DiskContent, Disk, qcow2};
 use crate::failure::{ExitCode, Failure};
 use crate::inputs;
 use crate::lock::{self, Lock};
-use crate::partitions::esp::EspFile;
 use crate::partitions::root::{self, SealedRoot};
-use crate::partitions::squashfs::BlockCache;
+use crate::partitions::squashfs::{self, BlockCache};
 use crate::partitions::{boot, uki::Uki};
 use crate::progress::Progress;
 use crate::release::bill::{self, Bill};
@@ -28,11 +26,18 @@ use crate::release::pcr::Pcr11;
 use crate::release::{self, names};
 use crate::sign::{Signer, authenticode, keys, ovmf_vars};
 use crate::store::Store;
-use crate::tree::{self, Assembled, Workshop};
+use crate::tree::{self, Assembled, Baked, Workshop};
+use disks::Disks;
 use unchanged::Key;
 
-/// Bytes of compressed blocks that the store keeps: some ten images.
-const BLOCK_CACHE: u64 = 3 << 30;
+/// Compressed blocks of earlier images, in the store's caches.
+const BLOCKS: &str = "blocks";
+/// Bytes that they may have: some ten images.
+const BLOCKS_LIMIT: u64 = 3 << 30;
+/// Compressed blocks of components. No stream of images pushes them out.
+const COMPONENT_BLOCKS: &str = "component-blocks";
+/// Bytes that they may have: all roles' in some eight versions.
+const COMPONENT_BLOCKS_LIMIT: u64 = 2 << 30;
 
 /// A disk format of a release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,8 +105,13 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     )?;
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
 
-    let task = progress.task("assemble the root filesystem", None);
     let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
+    let blocks = order
+        .cache
+        .then(|| blocks(order, &definition, &baked, store, progress))
+        .transpose()?;
+
+    let task = progress.task("assemble the root filesystem", None);
     let options = tree::Options {
         cache: order.cache,
         workshop: Workshop {
@@ -113,7 +123,14 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     task.done();
 
     let scratch = store.scratch()?;
-    let sealed = seal(order, &definition, &assembled, store, scratch.path(), progress)?;
+    let sealed = seal(
+        order,
+        &definition,
+        &assembled,
+        blocks.as_ref(),
+        scratch.path(),
+        progress,
+    )?;
     let slot = slot(&definition, &sealed)?;
     let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
     for pattern in &unsigned.unmatched {
@@ -125,16 +142,14 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     }
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
-    let disk = write_disks(
-        order,
-        &lock,
-        &sealed,
-        slot.hashes,
-        &signed,
-        signer,
-        staging.path(),
-        progress,
-    )?;
+    let content = disks::Content {
+        sealed: &sealed,
+        hash_tree_room: slot.hashes,
+        signed: &signed,
+        identity: signer.identity(),
+        epoch: lock.epoch,
+    };
+    let disks = disks::write(&content, &order.formats, staging.path(), progress)?;
     let manifest = describe(
         order,
         &definition,
@@ -143,11 +158,11 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         &built,
         &sealed,
         &signed,
-        &disk,
+        disks,
         signer,
     )?;
     let bill = bill::of(&lock, &order.role, &assembled, &built)?;
-    let manifest = finish(order, manifest, &bill, &signed, signer, staging.path())?;
+    let manifest = finish(manifest, &bill, &signed, signer, staging.path())?;
     staging.publish()?;
     key.remember(order, store)?;
     Ok(manifest)
@@ -166,23 +181,35 @@ fn prepare(order: &Order) -> Result<(Definition, Lock)> {
     Ok((definition, lock))
 }
 
+/// The caches of compressed blocks, with those of the components in them: a component is compiled once and compressed
+/// once, however many images it goes into.
+fn blocks(
+    order: &Order,
+    definition: &Definition,
+    baked: &Baked,
+    store: &Store,
+    progress: &Progress,
+) -> Result<BlockCache> {
+    let components = BlockCache::open(&store.cache(COMPONENT_BLOCKS)?, COMPONENT_BLOCKS_LIMIT)?;
+    let options = root::options(&definition.image.manifest.root, order.jobs);
+    let files = baked.files.iter().map(|(path, entry)| (path, entry));
+    squashfs::prepare(files, &options, &components, "components", progress).context("compress components")?;
+    Ok(BlockCache::open(&store.cache(BLOCKS)?, BLOCKS_LIMIT)?.reading(&components))
+}
+
 fn seal(
     order: &Order,
     definition: &Definition,
     assembled: &Assembled,
-    store: &Store,
+    cache: Option<&BlockCache>,
     scratch: &Path,
     progress: &Progress,
 ) -> Result<SealedRoot> {
-    let cache = order
-        .cache
-        .then(|| BlockCache::open(&store.cache("blocks")?, BLOCK_CACHE))
-        .transpose()?;
     let task = progress.task("write and seal the root filesystem", None);
     let sealed = root::seal(
         &assembled.tree,
         &definition.image.manifest.root,
-        cache.as_ref(),
+        cache,
         scratch,
         order.jobs,
         progress,
@@ -242,77 +269,6 @@ impl Signed {
 
 #[expect(
     clippy::too_many_arguments,
-    reason = "the disk holds everything that the build made"
-)]
-fn write_disks(
-    order: &Order,
-    lock: &Lock,
-    sealed: &SealedRoot,
-    hash_tree_room: u64,
-    signed: &Signed,
-    signer: &dyn Signer,
-    folder: &Path,
-    progress: &Progress,
-) -> Result<Disk> {
-    let uki_path = format!("EFI/Linux/kimage_{}+3.efi", signed.version);
-    let mut esp = vec![
-        EspFile {
-            path: "EFI/BOOT/BOOTX64.EFI",
-            data: &signed.boot_loader,
-        },
-        EspFile {
-            path: "EFI/systemd/systemd-bootx64.efi",
-            data: &signed.boot_loader,
-        },
-        EspFile {
-            path: &uki_path,
-            data: &signed.uki,
-        },
-        EspFile {
-            path: "loader/loader.conf",
-            data: boot::LOADER_CONFIGURATION,
-        },
-        EspFile {
-            path: "loader/entries.srel",
-            data: b"type1\n",
-        },
-    ];
-    if let Some(enrolment) = &signer.identity().enrolment {
-        esp.push(EspFile {
-            path: "loader/keys/auto/PK.auth",
-            data: &enrolment.platform_key,
-        });
-        esp.push(EspFile {
-            path: "loader/keys/auto/KEK.auth",
-            data: &enrolment.key_exchange_key,
-        });
-        esp.push(EspFile {
-            path: "loader/keys/auto/db.auth",
-            data: &enrolment.database,
-        });
-    }
-    let content = DiskContent {
-        esp: &esp,
-        epoch: i64::from(lock.epoch),
-        root: &sealed.filesystem,
-        verity: &sealed.hash_tree,
-        hash_tree_room,
-        root_hash: &sealed.root_hash,
-    };
-    let raw = folder.join(DiskFormat::Raw.file_name());
-    let task = progress.task("write the disk", None);
-    let disk = disk::assemble(&content, &raw)?;
-    task.done();
-    if order.formats.contains(&DiskFormat::Qcow2) {
-        let task = progress.task("write disk.qcow2", None);
-        qcow2::write(&raw, &folder.join(DiskFormat::Qcow2.file_name()))?;
-        task.done();
-    }
-    Ok(disk)
-}
-
-#[expect(
-    clippy::too_many_arguments,
     reason = "the manifest is about everything that the build made"
 )]
 fn describe(
@@ -323,24 +279,12 @@ fn describe(
     built: &[BuiltComponent],
     sealed: &SealedRoot,
     signed: &Signed,
-    disk: &Disk,
+    disks: Disks,
     signer: &dyn Signer,
 ) -> Result<Manifest> {
     let identity = signer.identity();
     let uki = Uki::parse(&signed.uki).context("parse the signed UKI")?;
     let lock_file = definition.image.folder.join(lock::FILE_NAME);
-    let mut partitions = Vec::new();
-    let raw = File::open(&disk.path)?;
-    for partition in &disk.partitions {
-        partitions.push(manifest::Partition {
-            name: partition.name.clone(),
-            type_uuid: partition.kind.guid().to_string(),
-            uuid: partition.guid.to_string(),
-            offset: partition.start,
-            size: partition.size,
-            sha256: disk::sparse::digest(&raw, partition.start, partition.size)?,
-        });
-    }
     let debug = &definition.image.manifest.debug;
     Ok(Manifest {
         schema: Manifest::SCHEMA,
@@ -373,7 +317,7 @@ fn describe(
             authenticode: authenticode::digest(&signed.uki)?,
             pcr11: Pcr11::expected(&uki)?,
         },
-        partitions,
+        partitions: disks.partitions,
         components: built
             .iter()
             .map(|component| manifest::Component {
@@ -388,13 +332,12 @@ fn describe(
         } else {
             Vec::new()
         },
-        files: Vec::new(),
+        files: disks.files,
     })
 }
 
 /// The files beside the disk, and the documents about all of them.
 fn finish(
-    order: &Order,
     mut manifest: Manifest,
     bill: &Bill,
     signed: &Signed,
@@ -418,15 +361,6 @@ fn finish(
         let path = folder.join(name);
         std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
         manifest.files.push(FileRecord::of_bytes(name, bytes));
-    }
-    let mut formats = order.formats.clone();
-    formats.push(DiskFormat::Raw);
-    formats.sort();
-    formats.dedup();
-    for format in formats {
-        manifest
-            .files
-            .push(FileRecord::of_file(folder, format.file_name())?);
     }
     release::write(folder, manifest, bill, signer)
 }

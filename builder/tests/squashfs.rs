@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kimage_builder::digest::Digest;
-use kimage_builder::partitions::squashfs::{BlockCache, Node, Options, Reader, write};
+use kimage_builder::partitions::squashfs::{BlockCache, Node, Options, Reader, prepare, write};
 use kimage_builder::progress::Progress;
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use oracle::tool;
@@ -553,4 +553,30 @@ mod hostile {
             read_all(&bytes[..length.min(bytes.len())]);
         }
     }
+}
+
+#[test]
+fn prepared_files_are_not_compressed_again_and_change_no_byte() {
+    let folder = TempDir::new().unwrap();
+    let tree = rich_tree(folder.path());
+    let plain = image(&tree, &OPTIONS, None);
+    let places = ["prepared", "rest", "all"].map(|name| folder.path().join(name));
+    let [prepared, rest, all] = places
+        .each_ref()
+        .map(|place| BlockCache::open(place, 1 << 30).unwrap());
+    let count = |place: &Path| fs::read_dir(place).unwrap().count();
+    prepare(tree.entries(), &OPTIONS, &prepared, "files", &Progress::silent()).unwrap();
+    let big = count(&places[0]);
+    assert!(big > 0);
+    // The content is no longer there to be compressed again.
+    fs::remove_file(folder.path().join("content")).unwrap();
+    prepare(tree.entries(), &OPTIONS, &prepared, "files", &Progress::silent()).unwrap();
+    assert!(image(&tree, &OPTIONS, Some(&rest.reading(&prepared))) == plain);
+    rich_tree(folder.path());
+    assert!(image(&tree, &OPTIONS, Some(&all)) == plain);
+    assert_eq!(
+        count(&places[2]),
+        big + count(&places[1]),
+        "each block is in one of them"
+    );
 }

@@ -20,6 +20,7 @@ use crate::rendered::RenderedFile;
 mod certificates;
 mod cluster;
 mod etcd;
+mod follow;
 mod node;
 mod units;
 

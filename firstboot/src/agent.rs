@@ -1,6 +1,6 @@
 //! `kimage-firstboot agent`: what goes on for as long as a machine is in service. On a member of etcd it keeps the
-//! membership; on a control plane it signs off serving certificates; where this machine issued certificates it renews
-//! them.
+//! membership; on a control plane it follows an etcd that is elsewhere and signs off serving certificates; where this
+//! machine issued certificates it renews them.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -76,6 +76,10 @@ fn chores<'a>(host: &'a Host, machine: &'a Machine) -> Result<Vec<Chore<'a>>, Fa
             MEMBERSHIP,
             Box::new(move || Ok(member.advance()?.notes.join("; "))),
         );
+    }
+    if role == NodeRole::ControlPlane && !is_stacked(&machine.config) {
+        let mut worker = Worker::new(host, machine);
+        every("etcd", MEMBERSHIP, Box::new(move || worker.follow_etcd()));
     }
     if role == NodeRole::ControlPlane {
         every("approver", APPROVALS, Box::new(move || approve(host, machine)));

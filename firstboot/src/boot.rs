@@ -23,7 +23,7 @@ const METADATA_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause between two looks at the kernel's randomness.
 const RANDOMNESS_PAUSE: Duration = Duration::from_secs(1);
 /// Runs for as long as the machine is in service.
-const AGENT: &str = "kimage-agent.service";
+pub(crate) const AGENT: &str = "kimage-agent.service";
 
 /// Goes all the way into service. A failure is one that trying again on this machine can't mend; it has been reported.
 pub fn run(host: &Host) -> Result<(), Failure> {

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 pub mod client;
 pub mod config;
 pub mod formation;
+pub mod leave;
 pub mod membership;
 #[cfg(test)]
 mod simulation;

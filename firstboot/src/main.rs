@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use kimage_firstboot::failure::Failure;
 use kimage_firstboot::host::Host;
-use kimage_firstboot::{agent, boot, containers, selftest, state};
+use kimage_firstboot::{agent, boot, containers, leave, selftest, state};
 
-const USAGE: &str = "usage: kimage-firstboot state | containers | selftest | boot [--dry-run] | agent";
+const USAGE: &str =
+    "usage: kimage-firstboot state | containers | selftest | boot [--dry-run] | agent | leave";
 /// Exit status of a failure that trying again on this machine can't mend: systemd doesn't start us again then.
 const LASTING: u8 = 3;
 
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         ["selftest"] => selftest::run().map_err(Failure::internal),
         ["boot"] => boot::run(&host),
         ["boot", "--dry-run"] => boot::dry_run(&host),
+        ["leave"] => leave::run(&host),
         ["agent"] => agent::run(&host),
         _ => {
             eprintln!("{USAGE}");

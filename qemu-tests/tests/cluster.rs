@@ -122,5 +122,7 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
     cluster.wait_for_service(FORMATION).unwrap();
     cluster.wait_for_etcd_without(&members, FORMATION).unwrap();
     println!("three members again after {:.1?}", began.elapsed());
+    cluster.wait_for_api_servers_to_follow(FORMATION).unwrap();
+    println!("all API servers use them after {:.1?}", began.elapsed());
     assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
 }

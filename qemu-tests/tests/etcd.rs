@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kimage_firstboot::etcd::client::Gateway;
 use kimage_firstboot::etcd::config::Settings;
 use kimage_firstboot::etcd::formation::{Formation, Patience, Settled, Step};
+use kimage_firstboot::etcd::leave::Departure;
 use kimage_firstboot::etcd::site::{Service, Site};
 use kimage_firstboot::etcd::world::Means;
 use kimage_firstboot::etcd::{Identity, Peer};
@@ -174,6 +175,24 @@ impl Bench {
         }
     }
 
+    /// All three machines as a fixed list.
+    fn list(&self) -> Means {
+        let peers = (1..=3).map(|address| {
+            let Identity {
+                name,
+                peer_url,
+                client_url,
+                ..
+            } = self.identity(0, address);
+            Peer {
+                name,
+                peer_url,
+                client_url,
+            }
+        });
+        Means::List(peers.collect())
+    }
+
     fn node(&mut self, address: u32, means: &Means) -> Node {
         self.started += 1;
         let identity = self.identity(self.started, address);
@@ -329,20 +348,7 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
 #[test]
 fn three_machines_form_by_list_and_one_comes_back_empty() {
     let mut bench = Bench::new(1);
-    let peers = (1..=3).map(|address| {
-        let Identity {
-            name,
-            peer_url,
-            client_url,
-            ..
-        } = bench.identity(0, address);
-        Peer {
-            name,
-            peer_url,
-            client_url,
-        }
-    });
-    let means = Means::List(peers.collect());
+    let means = bench.list();
     let mut nodes: Vec<Node> = (1..=3).map(|address| bench.node(address, &means)).collect();
     let cluster = bench.settle(&mut nodes)[0].cluster;
     let lost = nodes.pop().unwrap();
@@ -362,4 +368,40 @@ fn three_machines_form_by_list_and_one_comes_back_empty() {
     std::fs::create_dir_all(&nodes[1].site.settings.data).unwrap();
     std::fs::remove_file(&nodes[1].site.mark).unwrap();
     assert_eq!(bench.settle(&mut nodes)[0].cluster, cluster);
+}
+
+#[test]
+fn a_member_that_is_told_to_leave_goes_and_another_comes_without_any_inventory() {
+    let mut bench = Bench::new(3);
+    let means = bench.list();
+    let mut nodes: Vec<Node> = (1..=3).map(|address| bench.node(address, &means)).collect();
+    let settled = bench.settle(&mut nodes);
+    let gateway = Gateway::new(bench.client.clone());
+    let own = |node: &Node| node.site.settings.loopback_client_url.clone();
+    let leader = gateway.status(&own(&nodes[0])).unwrap().leader.unwrap();
+    // The leader leaves: the hardest case.
+    let position = settled.iter().position(|one| one.member == leader).unwrap();
+    let mut leaving = nodes.remove(position);
+    let begin = Instant::now();
+    loop {
+        match leaving.formation.leave(&mut leaving.site) {
+            Ok(Departure::Gone) => break,
+            Ok(Departure::Working) => {}
+            waiting => {
+                assert!(begin.elapsed() < LIMIT, "{waiting:#?}\n{}", bench.log(&nodes));
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+    }
+    println!("left after {:?}", begin.elapsed());
+    let (_, members) = gateway.members(&own(&nodes[0]), true).unwrap();
+    assert_eq!(members.len(), 2);
+    // Not even its own first boot brings it back.
+    let failure = leaving.formation.step(&mut leaving.site).unwrap_err();
+    assert_eq!(failure.cause, Cause::EtcdLeft);
+    assert!(!leaving.process.is_running().unwrap());
+    let address = u32::try_from(position).unwrap() + 1;
+    drop(leaving);
+    nodes.push(bench.node(address, &means));
+    assert_eq!(bench.settle(&mut nodes)[0].cluster, settled[0].cluster);
 }

@@ -97,6 +97,9 @@ causes! {
     /// Formation waits for other machines or for the record.
     EtcdForming = "etcd-forming", false,
         "check that all etcd machines run and reach each other on port 2380, and that the record's store answers";
+    /// The machine's member has left etcd for good.
+    EtcdLeft = "etcd-left", true,
+        "nothing is wrong: `kimage-firstboot leave` was asked for; destroy the machine, or boot a fresh one in its place";
     /// The disk with etcd's data is full.
     EtcdDiskFull = "etcd-disk-full", false,
         "give the machine a larger disk; it grows at the next boot";

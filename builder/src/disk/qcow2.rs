@@ -36,8 +36,8 @@ const COMPRESSED: u64 = 1 << 62;
 /// In a compressed entry the offset takes the bits below, the number of further sectors those above.
 const SECTORS_SHIFT: u32 = 62 - (CLUSTER_BITS - 8);
 
-/// Writes the raw disk `raw` as qcow2 to `out`, which appears finished or not at all. The bytes depend on those of `raw`
-/// alone. Returns the length of `out` in bytes.
+/// Writes the raw disk `raw` as qcow2 to `out`, which appears finished or not at all; whoever needs it to outlive a power
+/// cut syncs it. The bytes depend on those of `raw` alone. Returns the length of `out` in bytes.
 pub fn write(raw: &Path, out: &Path) -> Result<u64> {
     let source = File::open(raw).with_context(|| format!("open {}", raw.display()))?;
     let size = source

@@ -30,6 +30,15 @@ pub struct SealedRoot {
     pub salt: Digest,
 }
 
+/// How a root of this `format` is written with `jobs` threads.
+pub fn options(format: &RootFilesystem, jobs: usize) -> squashfs::Options {
+    squashfs::Options {
+        block_size: format.block_size,
+        level: format.compression_level,
+        threads: jobs,
+    }
+}
+
 /// Writes both into `folder`. Salt and UUID follow from the squashfs, so equal trees have equal hashes.
 pub fn seal(
     tree: &Tree,
@@ -50,12 +59,8 @@ pub fn seal(
         file.with_context(|| format!("create {}", path.display()))
     };
     let mut data = create(&filesystem)?;
-    let options = squashfs::Options {
-        block_size: format.block_size,
-        level: format.compression_level,
-        threads: jobs,
-    };
-    squashfs::write(tree, &options, cache, &mut data, progress).context("write the root filesystem")?;
+    squashfs::write(tree, &options(format, jobs), cache, &mut data, progress)
+        .context("write the root filesystem")?;
     data.seek(SeekFrom::Start(0))?;
     let (sha256, size) = Digest::of_reader(&mut data)?;
     data.seek(SeekFrom::Start(0))?;

@@ -21,7 +21,7 @@ pub use cache::BlockCache;
 pub use reader::{Entries, FileContent, FileReader, Metadata, Node, Reader};
 
 use crate::progress::Progress;
-use crate::tree::Tree;
+use crate::tree::{Entry, Tree, TreePath};
 use compress::Stored;
 use format::Superblock;
 
@@ -70,7 +70,7 @@ pub fn write(
     out.write_all(&compressor_options(options.level))?;
 
     let layout = layout::plan(tree, block_size)?;
-    let stored = compress::store(&layout.extents, options, cache, out, progress)?;
+    let stored = compress::store(&layout.extents, options, cache, out, "root filesystem", progress)?;
     let inodes = inodes::write(tree, &layout, &stored, block_size, options.level)?;
     let fragments = &stored[layout.first_fragment..];
 
@@ -88,6 +88,19 @@ pub fn write(
         ));
     }
     Ok(Written { bytes })
+}
+
+/// Compresses the big ones among `files` into `cache`, so that images which hold them find them there: done once, when
+/// they are new. `what` they are is for the user.
+pub fn prepare<'a>(
+    files: impl IntoIterator<Item = (&'a TreePath, &'a Entry)>,
+    options: &Options,
+    cache: &BlockCache,
+    what: &str,
+    progress: &Progress,
+) -> Result<()> {
+    let extents = layout::big_files(files, options.block_size);
+    compress::prepare(extents, options, cache, what, progress)
 }
 
 /// The zstd level as a stored metadata block (squashfs-tools, `zstd_wrapper.c`); the kernel skips it, tools show it.

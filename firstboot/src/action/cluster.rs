@@ -13,9 +13,34 @@ const SERVICES: [&str; 3] = [
     "kube-controller-manager.service",
     "kube-scheduler.service",
 ];
-const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kimage-init";
-/// So long nobody else applies objects when their holder has gone away.
-const LEASE_SECONDS: i64 = 30;
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+/// Whoever holds it applies the cluster's objects.
+const INIT: Turn = Turn {
+    name: "kimage-init",
+    seconds: 30,
+    what: "applies the cluster's objects",
+};
+/// Whoever holds it restarts its API server.
+pub(super) const RESTART: Turn = Turn {
+    name: "kimage-restart",
+    seconds: 150,
+    what: "restarts its API server",
+};
+
+/// Something that control planes do one after the other.
+pub(super) struct Turn {
+    /// Name of its Lease.
+    name: &'static str,
+    /// So long it is nobody else's turn when its holder has gone away.
+    seconds: i64,
+    /// What its holder does, for messages.
+    what: &'static str,
+}
+
+/// A turn that this control plane has.
+pub(super) struct Lease {
+    path: String,
+}
 
 impl Worker<'_> {
     pub(super) fn configure_control_plane(&mut self) -> Result<(), Failure> {
@@ -37,14 +62,13 @@ impl Worker<'_> {
     pub(super) fn apply_objects(&mut self) -> Result<(), Failure> {
         let api = self.own_api()?;
         let failed = |error: ApiError| error.failure(Cause::ApiServerNotReady);
-        take_lease(&api, &self.machine.name)?;
+        let lease = Lease::take(&api, INIT, &self.machine.name)?;
         let all = objects::all(&self.machine.config, &self.findings.etcd).or_failure(Cause::ConfigInvalid)?;
         for object in &all {
             api.apply(object)
                 .map_err(|error| failed(error).context(name(object)))?;
         }
-        // Losing the lease is harmless, so is failing to give it back.
-        drop(api.merge(LEASE, &json!({"spec": {"holderIdentity": ""}})));
+        lease.give_back(&api);
         Ok(())
     }
 }
@@ -55,46 +79,48 @@ fn name(object: &Value) -> String {
     format!("apply {} {}", text("/kind"), text("/metadata/name"))
 }
 
-fn take_lease(api: &Api, holder: &str) -> Result<(), Failure> {
-    let failed = |error: ApiError| {
-        error
-            .failure(Cause::ApiServerNotReady)
-            .context("take the lease kimage-init")
-    };
-    let now = jiff::Timestamp::now();
-    let spec = json!({
-        "holderIdentity": holder,
-        "leaseDurationSeconds": LEASE_SECONDS,
-        "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
-    });
-    let held = |other: &str| {
-        Failure::because(
-            Cause::ApiServerNotReady,
-            format!("{other} applies the cluster's objects"),
-        )
-    };
-    let taken = match api.get(LEASE).map_err(failed)? {
-        None => {
-            let lease = json!({
-                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
-                "metadata": {"name": "kimage-init", "namespace": "kube-system"},
-            });
-            api.create(
-                "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases",
-                &lease,
-            )
-        }
-        Some(mut lease) => {
-            if let Some(other) = living_holder(&lease, now).filter(|other| *other != holder) {
-                return Err(held(other));
+impl Lease {
+    /// Takes the turn if nobody has it.
+    pub(super) fn take(api: &Api, turn: Turn, holder: &str) -> Result<Self, Failure> {
+        let Turn { name, seconds, what } = turn;
+        let path = format!("{LEASES}/{name}");
+        let failed = |error: ApiError| {
+            let failure = error.failure(Cause::ApiServerNotReady);
+            failure.context(format!("take the lease {name}"))
+        };
+        let now = jiff::Timestamp::now();
+        let spec = json!({
+            "holderIdentity": holder,
+            "leaseDurationSeconds": seconds,
+            "renewTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        });
+        let held = |other: &str| Failure::because(Cause::ApiServerNotReady, format!("{other} {what}"));
+        let taken = match api.get(&path).map_err(failed)? {
+            None => {
+                let lease = json!({
+                    "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec,
+                    "metadata": {"name": name, "namespace": "kube-system"},
+                });
+                api.create(LEASES, &lease)
             }
-            lease["spec"] = spec;
-            api.replace(LEASE, &lease)
+            Some(mut lease) => {
+                if let Some(other) = living_holder(&lease, now).filter(|other| *other != holder) {
+                    return Err(held(other));
+                }
+                lease["spec"] = spec;
+                api.replace(&path, &lease)
+            }
+        };
+        match taken {
+            Err(error) if error.code() == Some(409) => Err(held("another control plane")),
+            Err(error) => Err(failed(error)),
+            Ok(_) => Ok(Self { path }),
         }
-    };
-    match taken {
-        Err(error) if error.code() == Some(409) => Err(held("another control plane")),
-        other => other.map(drop).map_err(failed),
+    }
+
+    /// Gives it back. Losing it is harmless, so is failing here: it ends by itself.
+    pub(super) fn give_back(self, api: &Api) {
+        drop(api.merge(&self.path, &json!({"spec": {"holderIdentity": ""}})));
     }
 }
 
@@ -105,7 +131,7 @@ fn living_holder(lease: &Value, now: jiff::Timestamp) -> Option<&str> {
         .as_str()
         .filter(|holder| !holder.is_empty())?;
     let renewed: jiff::Timestamp = spec["renewTime"].as_str()?.parse().ok()?;
-    let seconds = spec["leaseDurationSeconds"].as_i64().unwrap_or(LEASE_SECONDS);
+    let seconds = spec["leaseDurationSeconds"].as_i64()?;
     (now.duration_since(renewed).as_secs() < seconds).then_some(holder)
 }
 

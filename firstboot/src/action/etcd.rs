@@ -11,6 +11,7 @@ use super::Worker;
 use crate::etcd::client::Gateway;
 use crate::etcd::config::Settings;
 use crate::etcd::formation::{Formation, Patience, Settled, Step};
+use crate::etcd::leave::Departure;
 use crate::etcd::site::{Site, Systemd};
 use crate::etcd::{self, CLIENT_PORT, PEER_PORT};
 use crate::failure::{Failure, OrFailure};
@@ -63,6 +64,17 @@ impl Member {
             formation: Formation::new(identity, means, Patience::default()),
             site,
         })
+    }
+
+    /// Leaves, as far as that goes without waiting for others. Done when this machine has no member and no data of one.
+    pub fn leave(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.formation.leave(&mut self.site)? {
+                Departure::Working => {}
+                Departure::Waiting(failure) => return Err(failure),
+                Departure::Gone => return Ok(()),
+            }
+        }
     }
 
     /// Goes as far as it can without waiting for others; the members' client URLs and remarks once it is settled.

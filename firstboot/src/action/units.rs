@@ -59,6 +59,13 @@ pub(super) fn boot_began() -> Result<jiff::Timestamp, Failure> {
     moment.ok_or_else(|| Failure::because(Cause::Internal, format!("systemd came up at `{}`", text.trim())))
 }
 
+/// The main process of a unit that runs.
+pub(super) fn main_process(unit: &str) -> Result<Option<u32>, Failure> {
+    let words = ["show", "--property=MainPID", "--value", unit].map(str::to_owned);
+    let text = host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+    Ok(text.trim().parse().ok().filter(|process| *process != 0))
+}
+
 /// The newest line in the journal of a unit.
 pub(super) fn last_line(unit: &str) -> Option<String> {
     let words = [

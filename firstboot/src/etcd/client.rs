@@ -28,8 +28,8 @@ pub struct Status {
     pub cluster: Id,
     /// Its own id.
     pub member: Id,
-    /// Whether it knows a leader.
-    pub has_leader: bool,
+    /// Whom it knows as the leader.
+    pub leader: Option<Id>,
     /// Whether it has no vote yet.
     pub learner: bool,
 }
@@ -109,7 +109,11 @@ impl Gateway {
         Ok(Status {
             cluster: id(header, "cluster_id")?,
             member: id(header, "member_id")?,
-            has_leader: answer.get("leader").and_then(number).unwrap_or(0) != 0,
+            leader: answer
+                .get("leader")
+                .and_then(number)
+                .filter(|id| *id != 0)
+                .map(Id),
             learner: answer.get("isLearner").and_then(Value::as_bool).unwrap_or(false),
         })
     }
@@ -231,6 +235,13 @@ impl Gateway {
     pub fn promote(&self, endpoints: &[String], member: Id) -> Result<(), Failure> {
         let body = json!({"ID": member.0.to_string()});
         self.call_any(endpoints, "/v3/cluster/member/promote", &body)
+            .map(drop)
+    }
+
+    /// Makes `heir` the leader. Only the present leader, at `endpoint`, can do that.
+    pub fn hand_over(&self, endpoint: &str, heir: Id) -> Result<(), Failure> {
+        let body = json!({"targetID": heir.0.to_string()});
+        self.call_one(endpoint, "/v3/maintenance/transfer-leadership", &body)
             .map(drop)
     }
 

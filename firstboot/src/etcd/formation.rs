@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use kimage_roles::cause::Cause;
 
+use super::leave::Departure;
 use super::membership;
 use super::world::{Glance, Launch, Local, Mark, Means, Outcome, World};
 use super::{Id, Identity, Member, Peer, View};
@@ -106,12 +107,25 @@ impl Formation {
             Some(Mark::Member { cluster, member }) if disk.data => {
                 self.member(world, Some(Local { cluster, member }))
             }
+            Some(Mark::Leaving { .. } | Mark::Left) => self.departing(world),
             // etcd's own disk was replaced: the machine is known to the cluster, so it must not begin anew.
             Some(Mark::Member { .. }) => self.fresh(world, false),
             // With the mark `known`, somebody put the data there by hand.
             Some(Mark::Known) | None if disk.data => self.member(world, None),
             Some(Mark::Known) => self.fresh(world, false),
             None => self.fresh(world, true),
+        }
+    }
+
+    /// A machine that began to leave ends by leaving, and stays out.
+    fn departing(&mut self, world: &mut dyn World) -> Outcome<Step> {
+        match self.leave(world)? {
+            Departure::Working => Ok(Step::Working),
+            Departure::Waiting(failure) => Ok(Step::Waiting(failure)),
+            Departure::Gone => Err(Failure::because(
+                Cause::EtcdLeft,
+                "this machine's member left etcd, as it was told to",
+            )),
         }
     }
 

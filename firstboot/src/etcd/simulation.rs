@@ -1,5 +1,5 @@
 //! Seeded schedules of faults against the code that forms etcd on real machines: crashes between any two effects, lost
-//! answers, old reads, partitions, clock jumps, replaced machines, lost disks. Whatever happens, no two clusters may serve
+//! answers, old reads, partitions, clock jumps, replaced machines, machines told to leave, lost disks. Whatever happens, no two clusters may serve
 //! and no member may go that should stay; and when the faults cease, everybody must become a voting member of one
 //! cluster.
 
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use self::net::{Net, Sabotage, Seat};
 use super::formation::{Formation, Patience, Step};
-use super::world::Means;
+use super::leave::Departure;
+use super::world::{Mark, Means};
 
 mod etcd;
 mod net;
@@ -21,6 +22,7 @@ struct Met {
     takeovers: usize,
     removals: usize,
     replaced: usize,
+    left: usize,
     whole: usize,
     old_reads: usize,
     crashes: usize,
@@ -94,6 +96,7 @@ impl Schedule {
             }
             // The process of first boot dies, etcd lives on.
             18..=20 => self.formations[machine] = self.formation(machine),
+            21..=22 => self.leave(machine),
             _ => drop(self.step(machine)),
         }
     }
@@ -104,6 +107,39 @@ impl Schedule {
             me: machine,
         };
         let step = self.formations[machine].step(&mut seat);
+        self.after_a_call(machine);
+        step.ok()
+    }
+
+    /// Somebody tells the machine to leave and waits for a while. One that has left is destroyed, and another comes.
+    fn leave(&mut self, machine: usize) {
+        // Without marks nothing keeps a machine that left from coming back.
+        if self.net.sabotage.is_some() {
+            return;
+        }
+        for _ in 0..8 {
+            let mut seat = Seat {
+                net: &mut self.net,
+                me: machine,
+            };
+            let left = self.formations[machine].leave(&mut seat);
+            self.after_a_call(machine);
+            if matches!(left, Ok(Departure::Gone)) {
+                self.net.met.left += 1;
+                self.succeed(machine);
+                return;
+            }
+        }
+    }
+
+    /// Another machine comes for one that goes.
+    fn succeed(&mut self, machine: usize) {
+        let fresh = self.net.replace(machine);
+        let formation = self.formation(fresh);
+        self.formations.push(formation);
+    }
+
+    fn after_a_call(&mut self, machine: usize) {
         if std::mem::take(&mut self.net.machines[machine].crashed) {
             self.net.met.crashes += 1;
             // Half of the crashes take the machine along, half only the process.
@@ -112,7 +148,6 @@ impl Schedule {
             }
             self.formations[machine] = self.formation(machine);
         }
-        step.ok()
     }
 
     fn power_cut(&mut self, machine: usize) {
@@ -127,9 +162,7 @@ impl Schedule {
         }
         self.net.met.replaced += 1;
         self.stuck |= !self.net.has_inventory;
-        let fresh = self.net.replace(machine);
-        let formation = self.formation(fresh);
-        self.formations.push(formation);
+        self.succeed(machine);
     }
 
     /// The same instance comes up with empty disks.
@@ -154,6 +187,11 @@ impl Schedule {
         for _ in 0..CALM_ROUNDS {
             last.clear();
             self.net.time += Duration::from_secs(1);
+            for machine in self.net.existing() {
+                if self.net.machines[machine].mark == Some(Mark::Left) {
+                    self.succeed(machine);
+                }
+            }
             for machine in self.net.existing() {
                 let step = self.step(machine);
                 last.push(step);
@@ -185,6 +223,7 @@ fn run(seeds: std::ops::Range<u64>, sabotage: Option<Sabotage>) -> Result<Met, S
         sum.takeovers += met.takeovers;
         sum.removals += met.removals;
         sum.replaced += met.replaced;
+        sum.left += met.left;
         sum.whole += met.whole;
         sum.old_reads += met.old_reads;
         sum.crashes += met.crashes;
@@ -206,7 +245,7 @@ fn whatever_fails_there_is_one_cluster_and_it_becomes_whole() {
     // The schedules are of use only if they meet what they are for.
     let often = usize::try_from(schedules).unwrap() / 40;
     assert!(
-        met.takeovers > often && met.removals > often && met.replaced > often,
+        met.takeovers > often && met.removals > often && met.replaced > often && met.left > often,
         "{met:?}"
     );
     assert!(met.old_reads > often && met.crashes > often, "{met:?}");

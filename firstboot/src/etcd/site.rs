@@ -115,8 +115,7 @@ impl Site {
     fn answer(&self) -> Option<Local> {
         let status = self.gateway.status(&self.settings.loopback_client_url).ok()?;
         // Without a leader it is no member of anything yet.
-        let known = status.has_leader;
-        known.then_some(Local {
+        status.leader.map(|_| Local {
             cluster: status.cluster,
             member: status.member,
         })
@@ -281,6 +280,15 @@ impl World for Site {
 
     fn promote(&mut self, endpoints: &[String], member: Id) -> Outcome<()> {
         self.gateway.promote(&self.ask(endpoints), member)
+    }
+
+    fn hand_over(&mut self, heir: &Member) -> Outcome<()> {
+        let own = &self.settings.loopback_client_url;
+        let status = self.gateway.status(own)?;
+        if status.leader != Some(status.member) {
+            return Ok(());
+        }
+        self.gateway.hand_over(own, heir.id)
     }
 
     fn remove(&mut self, endpoints: &[String], member: Id) -> Outcome<()> {

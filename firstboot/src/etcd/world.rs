@@ -48,6 +48,15 @@ pub enum Mark {
         /// Id of the own member.
         member: Id,
     },
+    /// Gives its vote back: the member is being removed, and nothing else happens on this disk any more.
+    Leaving {
+        /// Id of the cluster.
+        cluster: Id,
+        /// Id of the own member.
+        member: Id,
+    },
+    /// Has left. The machine is of no more use to etcd.
+    Left,
     /// The cluster knows (or has known) this machine, and its data is gone: it comes back as a learner or not at all.
     Known,
 }
@@ -140,6 +149,8 @@ pub trait World {
     fn add_learner(&mut self, endpoints: &[String], peer_url: &str) -> Outcome<Id>;
     /// Gives a learner its vote; fails until it has caught up.
     fn promote(&mut self, endpoints: &[String], member: Id) -> Outcome<()>;
+    /// Makes `heir` the leader if the own member is it; otherwise nothing.
+    fn hand_over(&mut self, heir: &Member) -> Outcome<()>;
     /// Removes a member.
     fn remove(&mut self, endpoints: &[String], member: Id) -> Outcome<()>;
 

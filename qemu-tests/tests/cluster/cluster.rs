@@ -437,6 +437,49 @@ impl Cluster {
         }
     }
 
+    /// Waits until every control plane's API server was started with the members that etcd has now.
+    pub(crate) fn wait_for_api_servers_to_follow(&self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            match self.api_servers_that_lag() {
+                Ok(lagging) if lagging.is_empty() => return Ok(()),
+                other if Instant::now() > end => bail!("API servers with other members: {other:?}"),
+                _ => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    fn api_servers_that_lag(&self) -> Result<Vec<String>> {
+        let (gateway, endpoints) = self.gateway()?;
+        let view = self.network.within(|| Ok(gateway.view(&endpoints)?))?;
+        let mut urls: Vec<&str> = view
+            .voters()
+            .flat_map(|member| member.client_urls.iter().map(String::as_str))
+            .collect();
+        urls.sort_unstable();
+        let wanted = format!("--etcd-servers={}", urls.join(","));
+        let mut lagging = Vec::new();
+        for machine in self
+            .machines
+            .iter()
+            .filter(|machine| machine.name().starts_with("cp"))
+        {
+            let show = [
+                "systemctl",
+                "show",
+                "--property=MainPID",
+                "--value",
+                "kube-apiserver.service",
+            ];
+            let process = machine.run(&show)?;
+            let line = machine.run(&["cat", &format!("/proc/{}/cmdline", process.trim())])?;
+            if !line.split('\0').any(|word| word == wanted) {
+                lagging.push(machine.name().to_owned());
+            }
+        }
+        Ok(lagging)
+    }
+
     /// Whether a Secret that the API has is unreadable in etcd itself.
     pub(crate) fn secret_in_etcd_is_ciphertext(&self) -> Result<bool> {
         let api = self.api()?;

@@ -38,6 +38,8 @@ const UNFINISHED: &str = ".unfinished-";
 pub struct BlockCache {
     folder: PathBuf,
     limit: u64,
+    /// Folders of other caches, where blocks are looked for as well.
+    others: Vec<PathBuf>,
 }
 
 impl BlockCache {
@@ -48,28 +50,41 @@ impl BlockCache {
         Ok(Self {
             folder: folder.to_owned(),
             limit,
+            others: Vec::new(),
         })
     }
 
-    /// The file for the extent with `key`. Sizes and checksums only guard against damage; that the same key means
+    /// The same cache, which also finds what `other` holds. What is new goes to this one.
+    #[must_use]
+    pub fn reading(mut self, other: &Self) -> Self {
+        self.others.push(other.folder.clone());
+        self
+    }
+
+    /// The file's name for the extent with `key`. Sizes and checksums only guard against damage; that the same key means
     /// the same bytes rests on everything that determines them being part of it.
-    fn path(&self, key: &Digest, options: &Options) -> PathBuf {
+    fn name(key: &Digest, options: &Options) -> String {
         let mut hasher = Hasher::new();
         hasher.field(MAGIC);
         hasher.field(&zstd::zstd_safe::version_number().to_le_bytes());
         hasher.field(&options.block_size.to_le_bytes());
         hasher.field(&options.level.to_le_bytes());
         hasher.field(key.as_bytes());
-        self.folder.join(hasher.finish().to_string())
+        hasher.finish().to_string()
     }
 
     /// The blocks of the extent with `key`, if they are there.
     pub(super) fn find(&self, key: &Digest, options: &Options) -> Option<CachedExtent> {
-        let path = self.path(key, options);
-        let file = File::open(&path).ok()?;
-        let found = CachedExtent::open(&path, &file);
+        let name = Self::name(key, options);
+        let mut folders = std::iter::once(&self.folder).chain(&self.others);
+        folders.find_map(|folder| Self::find_at(&folder.join(&name)))
+    }
+
+    fn find_at(path: &Path) -> Option<CachedExtent> {
+        let file = File::open(path).ok()?;
+        let found = CachedExtent::open(path, &file);
         if found.is_none() {
-            remove(&path);
+            remove(path);
         }
         // The time of the last use, for eviction; when it can't be set the entry only goes earlier.
         let _ = file.set_modified(SystemTime::now());
@@ -85,7 +100,7 @@ impl BlockCache {
         Ok(Recording {
             file: BufWriter::new(file),
             table: Vec::new(),
-            path: self.path(key, options),
+            path: self.folder.join(Self::name(key, options)),
         })
     }
 

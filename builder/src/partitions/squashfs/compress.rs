@@ -49,12 +49,36 @@ struct Work<'a> {
     options: &'a Options,
 }
 
-/// Writes all extents to `out` from where it stands.
+/// The files that `cache` lacks are compressed into it, and nowhere else. `what` they are is for the user.
+pub(super) fn prepare(
+    mut extents: Vec<Extent<'_>>,
+    options: &Options,
+    cache: &BlockCache,
+    what: &str,
+    progress: &Progress,
+) -> Result<()> {
+    extents.retain(|extent| cache.find(&extent.key(), options).is_none());
+    if extents.is_empty() {
+        return Ok(());
+    }
+    store(
+        &extents,
+        options,
+        Some(cache),
+        &mut std::io::empty(),
+        what,
+        progress,
+    )?;
+    cache.trim()
+}
+
+/// Writes all extents to `out` from where it stands. `what` they are is for the user.
 pub(super) fn store(
     extents: &[Extent<'_>],
     options: &Options,
     cache: Option<&BlockCache>,
     out: &mut (impl Write + Seek),
+    what: &str,
     progress: &Progress,
 ) -> Result<Vec<Stored>> {
     let block_size = options.block_size;
@@ -73,7 +97,7 @@ pub(super) fn store(
         options,
     };
     let task = progress.bytes(
-        "compress root filesystem",
+        &format!("compress {what}"),
         Some(extents.iter().map(|extent| extent.size).sum()),
     );
     let mut sink = Sink::new(&work, cache, out, &task, progress)?;

@@ -1,12 +1,12 @@
 //! Which bytes stand where: every distinct content once, big files in blocks of their own, small files packed
 //! together. A pure function of the tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 
 use crate::digest::{Digest, Hasher};
-use crate::tree::{Content, Kind, Tree, TreePath};
+use crate::tree::{Content, Entry, Kind, Tree, TreePath};
 
 /// A part of a file that is stored as one.
 pub(super) struct Piece<'a> {
@@ -68,42 +68,39 @@ pub(super) fn plan(tree: &Tree, block_size: u32) -> Result<Layout<'_>> {
     };
     let mut small = Vec::new();
     for (path, entry) in tree.entries() {
-        let Kind::File {
-            content,
-            size,
-            digest,
-        } = &entry.kind
-        else {
+        let Some(piece) = Piece::whole(path, entry) else {
             continue;
         };
-        if *size == 0 || layout.places.contains_key(digest) {
+        let digest = piece.digest;
+        if piece.size == 0 || layout.places.contains_key(&digest) {
             continue;
         }
-        let piece = Piece {
-            path,
-            content,
-            file_size: *size,
-            digest: *digest,
-            offset: 0,
-            size: *size,
-        };
         let mut place = Place::default();
-        if *size < u64::from(block_size) {
+        if piece.size < u64::from(block_size) {
             small.push(piece);
         } else {
             place.extent = Some(layout.extents.len());
-            layout.extents.push(Extent {
-                pieces: vec![piece],
-                size: *size,
-                sparse: true,
-            });
+            layout.extents.push(Extent::file(piece));
         }
-        layout.places.insert(*digest, place);
+        layout.places.insert(digest, place);
     }
     layout.first_fragment = layout.extents.len();
     small.sort_by(|a, b| likeness(a.path).cmp(&likeness(b.path)));
     pack(&mut layout, small, block_size)?;
     Ok(layout)
+}
+
+/// The extents that the big ones among `files` have in any tree.
+pub(super) fn big_files<'a>(
+    files: impl IntoIterator<Item = (&'a TreePath, &'a Entry)>,
+    block_size: u32,
+) -> Vec<Extent<'a>> {
+    let mut known = BTreeSet::new();
+    let pieces = files
+        .into_iter()
+        .filter_map(|(path, entry)| Piece::whole(path, entry))
+        .filter(|piece| piece.size >= u64::from(block_size) && known.insert(piece.digest));
+    pieces.map(Extent::file).collect()
 }
 
 /// Files that compress well together get keys next to each other: same ending first, then same folder.
@@ -157,7 +154,38 @@ fn pack<'a>(layout: &mut Layout<'a>, pieces: Vec<Piece<'a>>, block_size: u32) ->
     Ok(())
 }
 
-impl Extent<'_> {
+impl<'a> Piece<'a> {
+    /// All of a file; `None` when the entry is something else.
+    fn whole(path: &'a TreePath, entry: &'a Entry) -> Option<Self> {
+        let Kind::File {
+            content,
+            size,
+            digest,
+        } = &entry.kind
+        else {
+            return None;
+        };
+        Some(Self {
+            path,
+            content,
+            file_size: *size,
+            digest: *digest,
+            offset: 0,
+            size: *size,
+        })
+    }
+}
+
+impl<'a> Extent<'a> {
+    /// A big file.
+    fn file(piece: Piece<'a>) -> Self {
+        Self {
+            size: piece.size,
+            pieces: vec![piece],
+            sparse: true,
+        }
+    }
+
     /// The number of blocks of `block_size` bytes.
     pub(super) fn blocks(&self, block_size: u32) -> u64 {
         self.size.div_ceil(u64::from(block_size))

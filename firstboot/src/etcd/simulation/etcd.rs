@@ -6,7 +6,7 @@ use std::time::Duration;
 use kimage_roles::cause::Cause;
 
 use super::net::{Data, Machine, Net, Process, Sabotage, hash};
-use crate::etcd::world::{Glance, Launch, Local, Outcome};
+use crate::etcd::world::{Glance, Launch, Local, Mark, Outcome};
 use crate::etcd::{Id, Member, View};
 use crate::failure::Failure;
 
@@ -317,7 +317,9 @@ impl Net {
         let exists = |machine: &Machine| machine.exists && machine.identity.instance == owner;
         let holder = self.machines.iter().position(exists);
         let own_and_empty = holder == Some(me) && self.holder(id).is_none();
-        if holder.is_some() && !own_and_empty {
+        let leaves = holder == Some(me)
+            && matches!(self.machines[me].mark, Some(Mark::Leaving { member, .. }) if member == id);
+        if holder.is_some() && !own_and_empty && !leaves {
             self.violation = Some(format!("member {id} of {owner}, which exists, was removed"));
         }
         let intact = left.iter().filter(|voter| self.holder(**voter).is_some()).count();
