@@ -1,4 +1,5 @@
 //! First boot is killed, or the power cut, at every step of every plan; what comes after it completes.
+//! 52 boots of three machines: three minutes on a busy host.
 
 use std::fs::File;
 use std::io::Read;
