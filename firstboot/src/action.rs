@@ -131,8 +131,6 @@ pub struct Worker<'a> {
     machine: &'a Machine,
     findings: Findings,
     formation: Option<etcd::Member>,
-    /// When this boot's work began: what a Node says from before is not about this boot.
-    began: jiff::Timestamp,
 }
 
 impl<'a> Worker<'a> {
@@ -143,7 +141,6 @@ impl<'a> Worker<'a> {
             machine,
             findings: Findings::default(),
             formation: None,
-            began: jiff::Timestamp::now(),
         }
     }
 

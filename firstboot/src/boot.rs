@@ -14,11 +14,14 @@ use crate::ledger::Ledger;
 use crate::metadata::{self, Machine};
 use crate::plan::plan;
 use crate::platform;
+use crate::prerequisites::{check_randomness, check_state};
 use crate::report::Reporter;
 use crate::role;
 
 /// The longest pause between two questions to the platform.
 const METADATA_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause between two looks at the kernel's randomness.
+const RANDOMNESS_PAUSE: Duration = Duration::from_secs(1);
 /// Runs for as long as the machine is in service.
 pub(crate) const AGENT: &str = "kimage-agent.service";
 
@@ -26,6 +29,9 @@ pub(crate) const AGENT: &str = "kimage-agent.service";
 pub fn run(host: &Host) -> Result<(), Failure> {
     let role = role::read().map_err(Failure::internal)?;
     let mut reporter = Reporter::new(host, &role.role);
+    // Before anything that could want a key: TLS to a metadata server does.
+    persist(&mut reporter, RANDOMNESS_PAUSE, check_randomness)
+        .inspect_err(|failure| reporter.failed(failure, true))?;
     let machine = learn(host, &role.role, &mut reporter)?;
     reporter.name(&machine.name);
     reporter.enter(Phase::Plan);
@@ -37,6 +43,7 @@ pub fn run(host: &Host) -> Result<(), Failure> {
 /// From a machine that knows itself to one in service.
 fn act(host: &Host, machine: &Machine, reporter: &mut Reporter<'_>) -> Result<(), Failure> {
     let plan = plan(machine)?;
+    check_state(host)?;
     let mut ledger = Ledger::open(host, &plan.identity, &machine.instance_id)?;
     if ledger.is_inherited() {
         reporter.say("the state disk was used by another instance before; this one goes on with it");

@@ -26,6 +26,7 @@ pub mod objects;
 pub mod plan;
 pub mod platform;
 pub mod pod_network;
+mod prerequisites;
 pub mod record;
 pub mod rendered;
 pub mod report;

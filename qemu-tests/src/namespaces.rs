@@ -4,5 +4,7 @@
 
 pub mod balancer;
 mod kernel;
+pub mod loss;
 pub mod machine;
+pub mod metadata;
 pub mod network;

@@ -152,7 +152,7 @@ impl Worker<'_> {
         if !is_ready(&found) {
             return Err(Failure::because(Cause::NodeNotReady, why_not_ready(&found)));
         }
-        if !was_heard_since(&found, self.began) {
+        if !was_heard_since(&found, super::units::boot_began()?) {
             let text = "the Node is Ready from before this boot; its kubelet has not spoken since";
             return Err(Failure::because(Cause::NodeNotReady, text));
         }

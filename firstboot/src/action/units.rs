@@ -43,6 +43,22 @@ fn state(unit: &str) -> Result<String, Failure> {
     Ok(text.trim().to_owned())
 }
 
+/// When this boot of the machine began; not this run of first boot, of which a boot may have many: a kubelet without
+/// news speaks every five minutes only.
+pub(super) fn boot_began() -> Result<jiff::Timestamp, Failure> {
+    let words = [
+        "show",
+        "--timestamp=unix",
+        "--property=UserspaceTimestamp",
+        "--value",
+    ]
+    .map(str::to_owned);
+    let text = host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+    let seconds = text.trim().strip_prefix('@').and_then(|text| text.parse().ok());
+    let moment = seconds.and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
+    moment.ok_or_else(|| Failure::because(Cause::Internal, format!("systemd came up at `{}`", text.trim())))
+}
+
 /// The main process of a unit that runs.
 pub(super) fn main_process(unit: &str) -> Result<Option<u32>, Failure> {
     let words = ["show", "--property=MainPID", "--value", unit].map(str::to_owned);

@@ -39,8 +39,8 @@ pub(super) fn prepare_host() -> Result<()> {
     Ok(())
 }
 
-/// Writes the files below `etc`, an empty folder that lies over the image's.
-pub(super) fn adapt(etc: &Path) -> Result<()> {
+/// Writes the files below `etc`, an empty folder that lies over the image's, and `more` of a machine's own.
+pub(super) fn adapt(etc: &Path, more: &[(&str, String)]) -> Result<()> {
     let write = |path: &str, text: &str| -> Result<()> {
         let path = etc.join(path);
         if let Some(folder) = path.parent() {
@@ -48,6 +48,9 @@ pub(super) fn adapt(etc: &Path) -> Result<()> {
         }
         Ok(fs::write(path, text)?)
     };
+    for (path, text) in more {
+        write(path, text)?;
+    }
     write("kubernetes/kubelet.conf.d/90-bench.conf", KUBELET)?;
     write(
         "default/kubelet",

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,7 +29,7 @@ pub struct Blueprint {
     pub name: String,
     /// Its address in the network.
     pub address: Ipv4Addr,
-    /// Its NodeConfig.
+    /// Its NodeConfig; with an empty one nobody tells the machine anything.
     pub config: String,
     /// Id of the instance; a replacement has another one.
     pub instance: String,
@@ -37,7 +37,22 @@ pub struct Blueprint {
     pub zone: String,
     /// A folder that the machines share, at [`SHARED`] in each.
     pub shared: PathBuf,
+    /// What sets it apart from an ordinary machine.
+    pub special: Special,
 }
+
+/// What sets a machine apart from an ordinary one.
+#[derive(Debug, Clone, Default)]
+pub struct Special {
+    /// Files over the image's `/etc`: path below it and text.
+    pub etc: Vec<(&'static str, String)>,
+    /// Folders in memory: absolute path and mount options (tmpfs(5)).
+    pub memory: Vec<(&'static str, &'static str)>,
+    /// Folders with a small disk of their own: absolute path, MiB, number of the user and group that they belong to.
+    pub disks: Vec<(&'static str, u32, u32)>,
+}
+
+const FIRST_BOOT: &str = "kimage-firstboot.service";
 
 /// Where machines see the folder that they share.
 pub const SHARED: &str = "/run/bench";
@@ -109,7 +124,7 @@ impl Machine {
                 "--no-pager",
                 "--quiet",
                 "--output=cat",
-                "--unit=kimage-firstboot.service",
+                &format!("--unit={FIRST_BOOT}"),
             ]);
         let text = finish(&mut journal)
             .map(|output| output.stdout)
@@ -153,7 +168,9 @@ impl Machine {
         let overlay = folder.join("etc");
         drop(fs::remove_dir_all(&overlay));
         fs::create_dir_all(overlay.join("work"))?;
-        kernel::adapt(&overlay.join("upper")).context("lay the bench's files over /etc")?;
+        let special = &self.blueprint.special;
+        kernel::adapt(&overlay.join("upper"), &special.etc).context("lay the bench's files over /etc")?;
+        fs::write(folder.join("mounts"), mounts(special, folder)?)?;
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -189,14 +206,12 @@ impl Machine {
         option(format!("--network-namespace-path={}", self.cable.namespace()));
         option(format!("--bind={}:/run/kimage", folder.join("report").display()));
         option(format!("--bind={}:{SHARED}", blueprint.shared.display()));
-        option(format!(
-            "--load-credential=kimage.node-config:{}",
-            folder.join("node-config").display()
-        ));
-        option(format!(
-            "--load-credential=kimage.meta-data:{}",
-            folder.join("meta-data").display()
-        ));
+        if !blueprint.config.is_empty() {
+            for name in ["node-config", "meta-data"] {
+                let file = folder.join(name);
+                option(format!("--load-credential=kimage.{name}:{}", file.display()));
+            }
+        }
         words
     }
 
@@ -251,6 +266,19 @@ impl Machine {
         }
     }
 
+    /// Stops first boot; what it reported is forgotten.
+    pub fn stop_first_boot(&self) -> Result<()> {
+        self.run(&["systemctl", "stop", FIRST_BOOT])?;
+        drop(fs::remove_file(self.folder.path().join("report/status.json")));
+        Ok(())
+    }
+
+    /// Runs first boot anew, as after a crash of it; what it reported before is forgotten.
+    pub fn repeat_first_boot(&self) -> Result<()> {
+        self.stop_first_boot()?;
+        self.run(&["systemctl", "start", FIRST_BOOT]).map(drop)
+    }
+
     /// Cuts the power: every process of the machine is killed where it stands.
     pub fn kill(&mut self) -> Result<()> {
         let Some(mut child) = self.running.take() else {
@@ -265,8 +293,27 @@ impl Machine {
         Ok(())
     }
 
+    /// The main process of the service that runs these words, as this host numbers it.
+    pub fn service(&self, words: &[&str]) -> Result<Option<Service>> {
+        // The kernel ends each word with a zero byte (proc_pid_cmdline(5)).
+        let words: String = words.iter().map(|word| format!("{word}\0")).collect();
+        // Services are children of the machine's first process.
+        let services = children(self.leader()?).into_iter();
+        let mut services = services.map(|process| Service {
+            process,
+            words: words.clone(),
+        });
+        Ok(services.find(Service::lives))
+    }
+
     /// Runs `program` inside the machine and returns what it printed.
     pub fn run(&self, program: &[&str]) -> Result<String> {
+        let output = finish(&mut self.inside(program)?)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `program`, ready to be run inside the machine.
+    pub fn inside(&self, program: &[&str]) -> Result<Command> {
         let leader = self.leader()?;
         let mut enter = command("nsenter");
         enter.args([
@@ -279,8 +326,8 @@ impl Machine {
             "--ipc",
             "--",
         ]);
-        let output = finish(enter.args(program))?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        enter.args(program);
+        Ok(enter)
     }
 
     fn leader(&self) -> Result<i32> {
@@ -310,6 +357,31 @@ impl Machine {
     }
 }
 
+/// A service of a machine.
+#[derive(Debug)]
+pub struct Service {
+    process: i32,
+    words: String,
+}
+
+impl Service {
+    fn lives(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/cmdline", self.process)).is_ok_and(|words| words == self.words)
+    }
+
+    /// Kills it where it stands and waits for its end; `false` when it has ended before.
+    pub fn kill(self) -> bool {
+        let lived = self.lives();
+        if lived {
+            signal(self.process);
+        }
+        while self.lives() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        lived
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         drop(self.kill());
@@ -328,11 +400,33 @@ if [ ! -e "$folder/filled" ]; then
     : > "$folder/filled"
 fi
 mount --bind "$folder/var" "$folder/root/var"
+while read -r place type options source; do
+    mkdir -p "$folder/root$place"
+    mount -t "$type" -o "$options" "$source" "$folder/root$place"
+done < "$folder/mounts"
 # Machines share one image: its files are the same inodes for all of them.
 export SYSTEMD_NSPAWN_LOCK=0
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --console=pipe --bind=/dev/kmsg \
     --system-call-filter='@system-service @mount @module @keyring bpf perf_event_open' "$@"
 "#;
+
+/// Filesystems of a machine's own, a line each as [`BOOT`] reads it. Disks are made if need be.
+fn mounts(special: &Special, folder: &Path) -> Result<String> {
+    let mut lines = String::new();
+    for (place, options) in &special.memory {
+        lines.push_str(&format!("{place} tmpfs {options} tmpfs\n"));
+    }
+    for (index, (place, size, owner)) in special.disks.iter().enumerate() {
+        let disk = folder.join(format!("disk-{index}"));
+        if !disk.exists() {
+            let mut make = command("mkfs.ext4");
+            make.args(["-q", "-m", "0", "-E", &format!("root_owner={owner}:{owner}")]);
+            finish(make.arg(&disk).arg(format!("{size}M")))?;
+        }
+        lines.push_str(&format!("{place} ext4 loop {}\n", disk.display()));
+    }
+    Ok(lines)
+}
 
 /// Where the root filesystem begins in `disk.raw`, in bytes.
 fn root_offset(release: &Path) -> Result<u64> {
@@ -349,13 +443,6 @@ fn root_offset(release: &Path) -> Result<u64> {
 /// First processes of the containers whose nspawn is in the process group `group`.
 fn leaders(group: i32) -> Result<Vec<i32>> {
     let mut found = Vec::new();
-    let children = |process: i32| -> Vec<i32> {
-        let path = format!("/proc/{process}/task/{process}/children");
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.split_ascii_whitespace()
-            .filter_map(|word| word.parse().ok())
-            .collect()
-    };
     for child in children(group) {
         let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
         if name.trim_end() == "systemd" {
@@ -364,6 +451,13 @@ fn leaders(group: i32) -> Result<Vec<i32>> {
         found.extend(children(child));
     }
     Ok(found)
+}
+
+fn children(process: i32) -> Vec<i32> {
+    let path = format!("/proc/{process}/task/{process}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let words = text.split_ascii_whitespace();
+    words.filter_map(|word| word.parse().ok()).collect()
 }
 
 fn seconds(milliseconds: u64) -> f64 {

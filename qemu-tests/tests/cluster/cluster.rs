@@ -16,7 +16,7 @@ use kimage_firstboot::join::is_ready;
 use kimage_firstboot::kubernetes::{Api, Caller};
 use kimage_qemu_tests::images::{command, finish, kimage, release};
 use kimage_qemu_tests::namespaces::balancer::{Balancer, PORT};
-use kimage_qemu_tests::namespaces::machine::{Blueprint, Machine, SHARED};
+use kimage_qemu_tests::namespaces::machine::{Blueprint, Machine, SHARED, Special};
 use kimage_qemu_tests::namespaces::network::{BENCH, Network};
 use kimage_roles::certificate::{Authority, Profile, issue};
 use kimage_roles::inventory::{Instance, InstanceList, InstanceState};
@@ -32,7 +32,7 @@ use super::writer::{Record, Writer};
 const POLL: Duration = Duration::from_millis(200);
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
-/// How many machines of each role.
+/// How many machines of each role; without machines for etcd it runs on the control planes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) etcd: u8,
@@ -49,7 +49,8 @@ pub(crate) struct Cluster {
     keys: PathBuf,
     shared: PathBuf,
     releases: BTreeMap<&'static str, PathBuf>,
-    _balancer: Balancer,
+    shape: Shape,
+    balancer: Option<Balancer>,
     network: Network,
     _folder: TempDir,
 }
@@ -70,19 +71,16 @@ impl Cluster {
             "--endpoint",
             &endpoint,
             "--etcd",
-            "external",
+            if shape.etcd == 0 { "stacked" } else { "external" },
         ])?;
         let network = Network::new()?;
-        let addresses: Vec<Ipv4Addr> = (1..=shape.control_planes)
-            .map(|number| address("cp", number))
-            .collect();
-        let ca = std::fs::read_to_string(keys.join("ca.crt"))?;
         let mut cluster = Self {
             machines: Vec::new(),
             configs: BTreeMap::new(),
             inventory: Vec::new(),
             sequence: 0,
-            _balancer: Balancer::start(&network, &addresses, &ca)?,
+            shape,
+            balancer: None,
             keys,
             shared,
             releases: BTreeMap::new(),
@@ -94,7 +92,9 @@ impl Cluster {
             ("cp", "control-plane", shape.control_planes),
             ("w", "worker", shape.workers),
         ] {
-            cluster.releases.insert(role, release("ubuntu-24.04", role)?);
+            if count == 0 {
+                continue;
+            }
             let config = cluster.user_data(role)?;
             for number in 1..=count {
                 cluster.add(
@@ -107,10 +107,30 @@ impl Cluster {
             }
         }
         cluster.sign_inventory()?;
+        cluster.start_balancer()?;
         Ok(cluster)
     }
 
-    fn user_data(&self, role: &str) -> Result<String> {
+    /// Puts the balancer in front of the control planes.
+    pub(crate) fn start_balancer(&mut self) -> Result<()> {
+        let backends: Vec<Ipv4Addr> = (1..=self.shape.control_planes)
+            .map(|number| address("cp", number))
+            .collect();
+        let ca = std::fs::read_to_string(self.keys.join("ca.crt"))?;
+        self.balancer = Some(Balancer::start(&self.network, &backends, &ca)?);
+        Ok(())
+    }
+
+    pub(crate) fn stop_balancer(&mut self) {
+        self.balancer = None;
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The NodeConfig of a role.
+    pub(crate) fn user_data(&self, role: &str) -> Result<String> {
         let mut words = vec!["cluster", "user-data", "--dir", path(&self.keys)?, "--role", role];
         let (record, inventory) = (format!("{SHARED}/record"), format!("{SHARED}/inventory"));
         if role != "worker" {
@@ -127,28 +147,43 @@ impl Cluster {
         config: &str,
         generation: u32,
     ) -> Result<()> {
+        let machine = self.ordinary(role, name, address, config, generation)?;
+        self.add_machine(machine)
+    }
+
+    pub(crate) fn add_machine(&mut self, blueprint: Blueprint) -> Result<()> {
+        self.machines.push(Machine::new(&self.network, blueprint)?);
+        Ok(())
+    }
+
+    /// What an ordinary machine is made of, which the inventory knows from now on.
+    pub(crate) fn ordinary(
+        &mut self,
+        role: &'static str,
+        name: &str,
+        address: Ipv4Addr,
+        config: &str,
+        generation: u32,
+    ) -> Result<Blueprint> {
         let instance = format!("i-{name}-{generation}");
         self.inventory.push(Instance {
             id: instance.clone(),
             state: InstanceState::Running,
         });
         self.configs.insert(name.to_owned(), config.to_owned());
-        let release = self
-            .releases
-            .get(role)
-            .context("a release for each role")?
-            .clone();
-        let blueprint = Blueprint {
-            release,
+        if !self.releases.contains_key(role) {
+            self.releases.insert(role, release("ubuntu-24.04", role)?);
+        }
+        Ok(Blueprint {
+            release: self.releases[role].clone(),
             name: name.to_owned(),
             address,
             config: config.to_owned(),
             instance,
             zone: ZONES[usize::from(address.octets()[3]) % ZONES.len()].to_owned(),
             shared: self.shared.clone(),
-        };
-        self.machines.push(Machine::new(&self.network, blueprint)?);
-        Ok(())
+            special: Special::default(),
+        })
     }
 
     /// Publishes who exists, as a platform would.
@@ -179,6 +214,22 @@ impl Cluster {
             .unwrap()
     }
 
+    /// Makes a machine, which is off, anew with little room for etcd: two logs, a snapshot and not much more.
+    pub(crate) fn give_small_disk(&mut self, name: &str) -> Result<()> {
+        let index = self.index(name)?;
+        let mut blueprint = self.machines.remove(index).into_blueprint();
+        blueprint.special.disks = vec![("/var/lib/etcd", 256, 900)];
+        self.add_machine(blueprint)
+    }
+
+    fn index(&self, name: &str) -> Result<usize> {
+        let named = |machine: &Machine| machine.name() == name;
+        self.machines
+            .iter()
+            .position(named)
+            .with_context(|| name.to_owned())
+    }
+
     /// The NodeConfig that a machine was made with.
     pub(crate) fn config_of(&self, name: &str) -> String {
         self.configs[name].clone()
@@ -207,21 +258,6 @@ impl Cluster {
         self.machine(name).wait_for(Phase::InService, deadline).map(drop)
     }
 
-    /// Scraps a machine and starts a fresh one in its place, with `config`.
-    pub(crate) fn scrap_and_start(&mut self, name: &str, config: &str) -> Result<()> {
-        let index = self
-            .machines
-            .iter()
-            .position(|machine| machine.name() == name)
-            .context(name.to_owned())?;
-        let mut blueprint = self.machines.remove(index).into_blueprint();
-        config.clone_into(&mut blueprint.config);
-        let mut fresh = Machine::new(&self.network, blueprint)?;
-        fresh.start()?;
-        self.machines.push(fresh);
-        Ok(())
-    }
-
     /// Destroys an etcd machine for good, tells the inventory, and starts a new one elsewhere.
     pub(crate) fn replace_etcd(&mut self, name: &str) -> Result<()> {
         self.machines.retain(|machine| machine.name() != name);
@@ -240,7 +276,7 @@ impl Cluster {
     }
 
     /// The API through the balancer, as an administrator.
-    fn api(&self) -> Result<Api> {
+    pub(crate) fn api(&self) -> Result<Api> {
         let pair = self.issue("ca", &Profile::super_admin())?;
         let ca = std::fs::read_to_string(self.keys.join("ca.crt"))?;
         Ok(Api::new(
@@ -265,12 +301,12 @@ impl Cluster {
         )?)
     }
 
-    fn get(&self, path: &str) -> Result<Option<Value>> {
+    pub(crate) fn get(&self, path: &str) -> Result<Option<Value>> {
         let api = self.api()?;
         self.network.within(|| Ok(api.get(path)?))
     }
 
-    fn items(&self, path: &str) -> Result<Vec<Value>> {
+    pub(crate) fn items(&self, path: &str) -> Result<Vec<Value>> {
         let list = self.get(path)?.with_context(|| format!("no {path}"))?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
@@ -330,10 +366,11 @@ impl Cluster {
             }),
             ..http::Settings::default()
         };
+        let prefix = if self.shape.etcd == 0 { "cp" } else { "e" };
         let members = self
             .machines
             .iter()
-            .filter(|machine| machine.name().starts_with('e'));
+            .filter(|machine| machine.name().starts_with(prefix));
         let endpoints = members
             .map(|machine| format!("https://{}:2379", machine.address()))
             .collect();
@@ -361,6 +398,31 @@ impl Cluster {
 
     pub(crate) fn etcd_members(&self) -> Result<usize> {
         Ok(self.etcd_member_ids()?.len())
+    }
+
+    /// Waits until so many members vote and all answer.
+    pub(crate) fn wait_for_etcd(&self, count: usize, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            match self.etcd_member_ids() {
+                Ok(members) if members.len() == count => return Ok(()),
+                other if Instant::now() > end => bail!("members {other:?}"),
+                _ => std::thread::sleep(POLL),
+            }
+        }
+    }
+
+    /// Writes so many objects of nearly a megabyte.
+    pub(crate) fn write_bulk(&self, count: u32) -> Result<()> {
+        let api = self.api()?;
+        self.network.within(|| {
+            for number in 0..count {
+                let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": format!("bulk-{number}")}, "data": {"zeros": "0".repeat(900 << 10)}});
+                api.create("/api/v1/namespaces/kube-public/configmaps", &object)?;
+            }
+            Ok(())
+        })
     }
 
     /// Waits until a member of `old` has gone and as many members vote again.
@@ -467,7 +529,7 @@ impl Cluster {
     }
 }
 
-fn address(prefix: &str, number: u8) -> Ipv4Addr {
+pub(crate) fn address(prefix: &str, number: u8) -> Ipv4Addr {
     let first = match prefix {
         "e" => 10,
         "cp" => 20,
@@ -476,11 +538,11 @@ fn address(prefix: &str, number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 89, 0, first + number)
 }
 
-fn path(path: &Path) -> Result<&str> {
+pub(crate) fn path(path: &Path) -> Result<&str> {
     path.to_str().context("a path is text")
 }
 
-fn run_kimage(words: &[&str]) -> Result<String> {
+pub(crate) fn run_kimage(words: &[&str]) -> Result<String> {
     let output = finish(command(kimage()?).args(words))?;
     Ok(String::from_utf8(output.stdout)?)
 }
