@@ -71,7 +71,7 @@ impl Action {
     /// thousands use backs off.
     pub fn longest_pause(&self) -> Duration {
         match self {
-            Self::Join => Duration::from_secs(30),
+            Self::Join => Duration::from_secs(10),
             Self::ApplyObjects | Self::FindEtcd | Self::MarkControlPlane => Duration::from_secs(2),
             _ => Duration::from_secs(1),
         }
