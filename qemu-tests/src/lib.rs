@@ -11,3 +11,4 @@ pub mod namespaces;
 pub mod packages;
 pub mod processes;
 pub mod programs;
+pub mod shipped;
