@@ -31,6 +31,8 @@ use super::question::Kind;
 /// Emulated machines on two cores lose no election and no node to slowness.
 const TIMING: &str = r#"{"etcdHeartbeatMilliseconds": 500, "etcdElectionMilliseconds": 5000,
     "leaderLeaseSeconds": 60, "nodeGraceSeconds": 120}"#;
+/// Between two checks of the balancer.
+const CHECKS: Duration = Duration::from_secs(4);
 /// Address of the cluster's DNS.
 pub(crate) const DNS: &str = "10.96.0.10";
 
@@ -92,7 +94,7 @@ impl Cluster {
         let taps: Vec<_> = machines.iter().map(Shipped::tap).collect();
         let leases = Leases::serve(&network, &taps)?;
         let ca = std::fs::read_to_string(keys.join("ca.crt"))?;
-        let balancer = Balancer::start(&network, &[control_plane], &ca)?;
+        let balancer = Balancer::checking_every(CHECKS, &network, &[control_plane], &ca)?;
         let kubeconfig = folder.path().join("kubeconfig");
         kimage_cluster(&[
             "kubeconfig",
