@@ -28,8 +28,8 @@ mod question;
 mod workload;
 
 /// Generous: alone and emulated on two idle cores a control plane is in service after three minutes; on cores that also
-/// compile it takes four times that.
-const FORMATION: Duration = Duration::from_secs(1500);
+/// compile it takes ten times that.
+const FORMATION: Duration = Duration::from_secs(2700);
 /// For everything that a cluster does by itself once it runs.
 const SOON: Duration = Duration::from_secs(600);
 /// What is in the Secret.
