@@ -1,5 +1,5 @@
 //! Bench B: virtual machines that boot the shipped disks under Secure Boot become a cluster behind HAProxy, and the
-//! cluster does what a cluster is for. Emulated, on two idle cores, this file takes about ten minutes.
+//! cluster does what a cluster is for.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,8 +27,7 @@ mod question;
 #[path = "machines/workload.rs"]
 mod workload;
 
-/// Generous: alone and emulated on two idle cores a control plane is in service after three minutes; on cores that also
-/// compile it takes ten times that.
+/// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
 const FORMATION: Duration = Duration::from_secs(2700);
 /// For everything that a cluster does by itself once it runs.
 const SOON: Duration = Duration::from_secs(600);
