@@ -2,6 +2,7 @@
 //! socket. [`packages`] and [`programs`] are what tests work on, [`processes`] tells when somebody else's have ended. The claims about images are in `tests/`.
 
 pub mod accelerator;
+pub mod bench;
 pub mod components;
 pub mod console;
 pub mod control;
@@ -11,3 +12,4 @@ pub mod namespaces;
 pub mod packages;
 pub mod processes;
 pub mod programs;
+pub mod shipped;

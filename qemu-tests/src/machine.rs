@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::accelerator;
 use crate::console::Console;
 use crate::control::Control;
+use crate::namespaces::network::{Network, Tap};
 
 pub use kimage_builder::qemu::{Bus, Cache, Disk, Firmware, Format};
 
@@ -31,6 +32,7 @@ pub struct Blueprint {
     boot: Boot,
     disks: Vec<Disk>,
     reboots: bool,
+    network: Option<String>,
     arguments: Vec<String>,
 }
 
@@ -71,6 +73,7 @@ impl Blueprint {
             boot,
             disks: Vec::new(),
             reboots: false,
+            network: None,
             arguments: Vec::new(),
         }
     }
@@ -103,6 +106,15 @@ impl Blueprint {
         self
     }
 
+    /// Plugs one network port in at `tap`, and lets QEMU live in the network that `tap` is in.
+    #[must_use]
+    pub fn connected(mut self, tap: &Tap) -> Self {
+        self.network = Some(tap.network().to_owned());
+        let netdev = format!("tap,id=port,ifname={},script=no,downscript=no", tap.name());
+        let device = format!("virtio-net-pci,netdev=port,mac={}", tap.hardware_address());
+        self.arguments(["-netdev", &netdev, "-device", &device])
+    }
+
     /// Adds arguments of QEMU: network, SMBIOS strings, more ports.
     #[must_use]
     pub fn arguments<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
@@ -117,7 +129,7 @@ impl Blueprint {
         // QEMU connects to us: so there is no moment at which its socket is not there yet.
         let listener = UnixListener::bind(&socket).context("open the control socket")?;
         let arguments = self.command_line(accelerator::chosen()?, &socket);
-        let mut child = spawn(&arguments)?;
+        let mut child = spawn(&arguments, self.network.as_deref())?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         let console = Console::attach(output.context("no console")?, child.stdin.take());
         let errors = Console::attach(errors.context("no standard error")?, None);
@@ -299,8 +311,8 @@ impl Drop for Process {
     }
 }
 
-/// Starts QEMU with pipes on all its standard streams.
-fn spawn(arguments: &[String]) -> Result<Child> {
+/// Starts QEMU with pipes on all its standard streams, in `network` or in ours.
+fn spawn(arguments: &[String], network: Option<&str>) -> Result<Child> {
     let tool = qemu::tool()?.args(arguments);
     let line = tool.line();
     let mut command = tool.into_command();
@@ -309,6 +321,14 @@ fn spawn(arguments: &[String]) -> Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(network) = network {
+        let namespace = Network::open(network)?;
+        #[expect(unsafe_code, reason = "the standard library enters no namespaces")]
+        // SAFETY: between fork and exec there is one system call on a file that is open already, and no allocation.
+        unsafe {
+            command.pre_exec(move || Ok(Network::enter_opened(&namespace)?));
+        }
+    }
     start_for_good(command).with_context(|| format!("start `{line}`"))
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -24,11 +25,21 @@ pub struct Balancer {
 impl Balancer {
     /// Balances port [`PORT`] of the bench over `backends`, whose certificates `ca` (a PEM file's text) has signed.
     pub fn start(network: &Network, backends: &[Ipv4Addr], ca: &str) -> Result<Self> {
+        Self::checking_every(Duration::from_secs(1), network, backends, ca)
+    }
+
+    /// As [`Balancer::start`], with so long between two checks of a server: a handshake costs an emulated one dearly.
+    pub fn checking_every(
+        interval: Duration,
+        network: &Network,
+        backends: &[Ipv4Addr],
+        ca: &str,
+    ) -> Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for the balancer")?;
         let authority = folder.path().join("ca.pem");
         std::fs::write(&authority, ca).context("write the balancer's CA")?;
         let file = folder.path().join("haproxy.cfg");
-        std::fs::write(&file, configuration(backends, &authority)?).context("write haproxy.cfg")?;
+        std::fs::write(&file, configuration(backends, &authority, interval)?).context("write haproxy.cfg")?;
         let log = std::fs::File::create(folder.path().join("log")).context("make the balancer's log")?;
         let mut haproxy = command("ip");
         haproxy
@@ -56,14 +67,15 @@ impl Drop for Balancer {
     }
 }
 
-fn configuration(backends: &[Ipv4Addr], authority: &Path) -> Result<String> {
+fn configuration(backends: &[Ipv4Addr], authority: &Path, interval: Duration) -> Result<String> {
     let mut text = format!(
         "defaults\n  mode tcp\n  timeout connect 3s\n  timeout client 4h\n  timeout server 4h\n\
          frontend api\n  bind :{PORT}\n  default_backend control-planes\n\
          backend control-planes\n  option httpchk\n  http-check connect ssl sni kubernetes\n\
          \x20 http-check send meth GET uri /readyz\n  http-check expect status 200\n\
-         \x20 default-server inter 1s fall 2 rise 1 on-marked-down shutdown-sessions check verify required \
+         \x20 default-server inter {}ms fall 2 rise 1 on-marked-down shutdown-sessions check verify required \
          verifyhost kubernetes ca-file {}\n",
+        interval.as_millis(),
         authority.display()
     );
     for (index, address) in backends.iter().enumerate() {

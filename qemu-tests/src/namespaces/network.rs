@@ -1,12 +1,15 @@
 //! A network of the bench's own: a network namespace with a bridge, and one more for each machine, joined by a cable
 //! that can be pulled. Nothing of it reaches the host's network. It ends with the value that stands for it.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::images::{command, finish};
@@ -82,14 +85,83 @@ impl Network {
 
     /// From now on this thread sees the network called `name`, and no other any more.
     pub fn enter(name: &str) -> Result<()> {
+        Self::enter_opened(&Self::open(name)?).with_context(|| format!("enter network {name}"))
+    }
+
+    /// The namespace of the network called `name`, for [`Network::enter_opened`].
+    pub(crate) fn open(name: &str) -> Result<File> {
         let path = format!("{FOLDER}/{name}");
-        let file = std::fs::File::open(&path).with_context(|| format!("open {path}"))?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .with_context(|| format!("enter {path}"))
+        File::open(&path).with_context(|| format!("open {path}"))
+    }
+
+    /// As [`Network::enter`], with nothing but a system call.
+    pub(crate) fn enter_opened(namespace: &File) -> Result<(), Errno> {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+    }
+
+    /// Connects a virtual machine called `name`, of at most 12 letters. What address it gets is DHCP's matter.
+    pub fn tap(&self, name: &str, address: Ipv4Addr) -> Result<Tap> {
+        let tap = Tap {
+            network: self.name.clone(),
+            name: name.to_owned(),
+            address,
+        };
+        self.ip(&format!("tuntap add {name} mode tap"))?;
+        self.ip(&format!("link set {name} master bench up"))?;
+        Ok(tap)
+    }
+
+    /// Gives the bench one more address, of its own only.
+    pub fn alias(&self, address: Ipv4Addr) -> Result<()> {
+        self.ip(&format!("addr add {address}/32 dev bench"))
+    }
+
+    /// `program`, to be started with the network as this bench sees it.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = command("ip");
+        command.args(["netns", "exec", &self.name, program]);
+        command
     }
 
     fn ip(&self, words: &str) -> Result<()> {
         ip(&format!("-n {} {words}", self.name))
+    }
+}
+
+/// A virtual machine's connection to the bridge: the other end is QEMU's.
+#[derive(Debug)]
+pub struct Tap {
+    network: String,
+    name: String,
+    address: Ipv4Addr,
+}
+
+impl Tap {
+    /// Name of the network.
+    pub fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// Name of the device.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address that the machine is to have.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Hardware address of the machine's port: QEMU's prefix, and one part for each address of the network.
+    pub fn hardware_address(&self) -> String {
+        let [_, _, high, low] = self.address.octets();
+        format!("52:54:00:89:{high:02x}:{low:02x}")
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        drop(ip(&format!("-n {} link del {}", self.network, self.name)));
     }
 }
 

@@ -1,0 +1,59 @@
+//! Addresses for virtual machines: dnsmasq gives each port the one that the bench has for it, and answers that it knows
+//! no name.
+
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use super::network::{BENCH, Network, Tap};
+
+/// A running dnsmasq. Dropping it ends it.
+#[derive(Debug)]
+pub struct Leases {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Leases {
+    /// Serves the machines behind `taps`, and nobody else.
+    pub fn serve(network: &Network, taps: &[&Tap]) -> Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for dnsmasq")?;
+        let log = std::fs::File::create(folder.path().join("log")).context("make dnsmasq's log")?;
+        let mut dnsmasq = network.command("dnsmasq");
+        dnsmasq
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--pid-file="])
+            .args(["--log-facility=-", "--no-resolv", "--no-hosts"])
+            .args(["--interface=bench", "--bind-interfaces"])
+            // Whoever runs tests need not have the user that dnsmasq would become.
+            .args(["--user=root", "--group=root"])
+            .arg(format!("--dhcp-range={BENCH},static"))
+            .arg(format!(
+                "--dhcp-leasefile={}",
+                folder.path().join("leases").display()
+            ));
+        for tap in taps {
+            let (port, address) = (tap.hardware_address(), tap.address());
+            dnsmasq.arg(format!("--dhcp-host={port},{address}"));
+        }
+        let child = dnsmasq
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start dnsmasq: run `qemu-tests/run-all` once, it installs tools")?;
+        Ok(Self { child, folder })
+    }
+
+    /// What dnsmasq has said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Leases {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
