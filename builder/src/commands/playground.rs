@@ -53,8 +53,11 @@ pub(super) fn up(arguments: &ClusterUp, context: &Context) -> Result<()> {
     ));
     await_service(folder, &playground, arguments.timeout, context)?;
     context.progress.line(&format!(
-        "{place}: {} machines are in service after {}; try",
-        playground.machines.len(),
+        "{place}: {} in service after {}; try",
+        match playground.machines.len() {
+            1 => "1 machine is".to_owned(),
+            many => format!("{many} machines are"),
+        },
         duration(began.elapsed())
     ));
     let kubeconfig = folder.join(KUBECONFIG);

@@ -62,13 +62,17 @@ impl Kubectl {
         let mut command = self.command(network, &words);
         let mut forward = Forward(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?);
         let output = forward.0.stdout.take().context("no standard output")?;
+        // Open until the answer is there: kubectl writes a line for every connection, and ends when nobody reads.
+        let mut output = BufReader::new(output);
         let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
+        output.read_line(&mut line)?;
         let address = line
             .split_ascii_whitespace()
             .find_map(|word| word.parse::<SocketAddr>().ok())
             .with_context(|| format!("kubectl port-forward says `{}`", line.trim()))?;
-        network.within(|| question::ask(address, name, kind))
+        let answer = network.within(|| question::ask(address, name, kind));
+        drop(output);
+        answer
     }
 }
 

@@ -36,9 +36,11 @@ pub(crate) fn server() -> Vec<Value> {
 
 /// A pod on `node` that asks the Service at `service` about [`NAME`] and the cluster's DNS about all else.
 pub(crate) fn client(node: &str, service: &str, dns: &str) -> Vec<Value> {
-    // Without health checks: an address that was blocked is asked again at once.
-    let forward =
-        |to: &str| format!("errors\n  forward . {to} {{\n    force_tcp\n    max_fails 0\n  }}\n}}\n");
+    // Without health checks: an address that was blocked is asked again at once. No connection is kept: a policy is about
+    // new ones.
+    let forward = |to: &str| {
+        format!("errors\n  forward . {to} {{\n    force_tcp\n    max_fails 0\n    expire 100ms\n  }}\n}}\n")
+    };
     let corefile = format!(
         "{NAME}:{PORT} {{\n  {}.:{PORT} {{\n  health :8080\n  {}",
         forward(service),
