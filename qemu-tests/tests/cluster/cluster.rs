@@ -30,6 +30,8 @@ use super::random::shuffle;
 use super::writer::{Record, Writer};
 
 const POLL: Duration = Duration::from_millis(200);
+/// A write that fails is tried again for so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
 /// How many machines of each role; without machines for etcd it runs on the control planes.
@@ -412,14 +414,22 @@ impl Cluster {
         }
     }
 
-    /// Writes so many objects of nearly a megabyte.
+    /// Writes so many objects of nearly a megabyte. Each is tried again: a member that falls over may be the leader.
     pub(crate) fn write_bulk(&self, count: u32) -> Result<()> {
         let api = self.api()?;
         self.network.within(|| {
             for number in 0..count {
                 let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap",
                     "metadata": {"name": format!("bulk-{number}")}, "data": {"zeros": "0".repeat(900 << 10)}});
-                api.create("/api/v1/namespaces/kube-public/configmaps", &object)?;
+                let end = Instant::now() + PATIENCE;
+                loop {
+                    match api.create("/api/v1/namespaces/kube-public/configmaps", &object) {
+                        Err(error) if error.code() == Some(409) => break,
+                        Err(error) if Instant::now() > end => return Err(error.into()),
+                        Err(_) => std::thread::sleep(POLL),
+                        Ok(_) => break,
+                    }
+                }
             }
             Ok(())
         })
