@@ -18,6 +18,7 @@ use super::{
 };
 use crate::cluster::{self, Description, EtcdSection, Folder, KubeconfigOrder};
 use crate::failure::{ExitCode, Failure};
+use crate::partitions::guid::Guid;
 use crate::pipeline::DiskFormat;
 use crate::private;
 use crate::qemu::{Disk, Format};
@@ -166,16 +167,7 @@ fn uuid() -> Result<String> {
     }
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex = u128::from_be_bytes(bytes);
-    let text = format!("{hex:032x}");
-    Ok(format!(
-        "{}-{}-{}-{}-{}",
-        &text[..8],
-        &text[8..12],
-        &text[12..16],
-        &text[16..20],
-        &text[20..]
-    ))
+    Ok(Guid::from_bytes(bytes).to_string())
 }
 
 fn fill(inside: &Path, playground: &Playground, order: &Order) -> Result<()> {
