@@ -241,6 +241,12 @@ impl Bench {
         }
     }
 
+    /// The machine is gone, and the inventory knows.
+    fn destroy(&self, node: Node) {
+        let mut gone = self.gone.0.lock().unwrap();
+        gone.insert(node.identity.instance.clone());
+    }
+
     fn log(&self, nodes: &[Node]) -> String {
         let last = |path: &Path| {
             let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -313,14 +319,7 @@ fn three_machines_form_by_record_and_a_lost_one_is_replaced() {
     assert_eq!(store.replace(&version, &record("c")).unwrap(), Written::Done);
     assert_eq!(store.replace(&version, &record("d")).unwrap(), Written::Conflict);
 
-    let lost = nodes.pop().unwrap();
-    bench
-        .gone
-        .0
-        .lock()
-        .unwrap()
-        .insert(lost.identity.instance.clone());
-    drop(lost);
+    bench.destroy(nodes.pop().unwrap());
     let fresh = bench.node(4, &Means::Record);
     nodes.push(fresh);
     let settled = bench.settle(&mut nodes);
@@ -351,14 +350,7 @@ fn three_machines_form_by_list_and_one_comes_back_empty() {
     let means = bench.list();
     let mut nodes: Vec<Node> = (1..=3).map(|address| bench.node(address, &means)).collect();
     let cluster = bench.settle(&mut nodes)[0].cluster;
-    let lost = nodes.pop().unwrap();
-    bench
-        .gone
-        .0
-        .lock()
-        .unwrap()
-        .insert(lost.identity.instance.clone());
-    drop(lost);
+    bench.destroy(nodes.pop().unwrap());
     let fresh = bench.node(3, &means);
     nodes.push(fresh);
     assert_eq!(bench.settle(&mut nodes)[0].cluster, cluster);
