@@ -2,7 +2,6 @@
 //! socket. [`packages`] and [`programs`] are what tests work on, [`processes`] tells when somebody else's have ended. The claims about images are in `tests/`.
 
 pub mod accelerator;
-pub mod bench;
 pub mod components;
 pub mod console;
 pub mod control;
