@@ -1,7 +1,8 @@
 //! The bench on which images boot: a [`machine::Machine`] is one QEMU process with its console and its control
-//! socket. [`packages`] and [`programs`] are what tests work on, [`processes`] tells when somebody else's have ended. The claims about images are in `tests/`.
+//! socket; a [`cluster::Cluster`] is made of machines in namespaces or of virtual ones. [`packages`] and [`programs`] are what tests work on, [`processes`] tells when somebody else's have ended. The claims about images are in `tests/`.
 
 pub mod accelerator;
+pub mod cluster;
 pub mod components;
 pub mod console;
 pub mod control;

@@ -3,6 +3,7 @@
 //! systemd (firmware, kernel, stage 0, disks) is bench B's matter: its virtual machines are plugged into the same network.
 
 pub mod balancer;
+pub mod cluster;
 mod kernel;
 pub mod leases;
 pub mod loss;

@@ -10,9 +10,15 @@ use anyhow::{Context, Result, bail};
 use kimage_roles::status::{CONSOLE_PREFIX, Outcome, Phase, Status};
 use tempfile::TempDir;
 
+use self::cluster::Platform;
+use crate::cluster::machine::{Machine, durations};
 use crate::images::{command, finish};
-use crate::machine::{Blueprint, Cache, Disk, Firmware, Format, Machine};
+use crate::machine::{self, Blueprint, Cache, Disk, Firmware, Format};
 use crate::namespaces::network::{Network, Tap};
+
+pub mod cluster;
+mod metadata;
+mod record;
 
 /// Size of the disk: the image and room for state.
 const DISK: u64 = 8 << 30;
@@ -56,13 +62,13 @@ pub struct Shipped {
     order: Order,
     tap: Tap,
     folder: TempDir,
-    running: Option<Machine>,
+    running: Option<machine::Machine>,
     newest: Option<Status>,
 }
 
 impl Shipped {
     /// A machine with a fresh disk, switched off.
-    pub fn new(network: &Network, order: Order) -> Result<Self> {
+    fn new(network: &Network, order: Order) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix(&format!("kimage-{}-", order.name))
             .tempdir_in("/var/tmp")
@@ -84,23 +90,29 @@ impl Shipped {
         })
     }
 
-    /// What it was made of.
-    pub fn order(&self) -> &Order {
-        &self.order
+    /// Everything that it has printed since it was switched on.
+    pub fn transcript(&mut self) -> String {
+        let machine = self.running.as_mut();
+        machine.map_or_else(String::new, |machine| machine.console().transcript())
     }
+}
 
-    /// Its name.
-    pub fn name(&self) -> &str {
+impl Machine for Shipped {
+    type Site = Platform;
+
+    fn name(&self) -> &str {
         &self.order.name
     }
 
-    /// Its connection to the network.
-    pub fn tap(&self) -> &Tap {
-        &self.tap
+    fn address(&self) -> Ipv4Addr {
+        self.order.address
     }
 
-    /// Switches it on.
-    pub fn start(&mut self) -> Result<()> {
+    fn instance(&self) -> &str {
+        &self.order.instance
+    }
+
+    fn start(&mut self) -> Result<()> {
         let path = |name: &str| self.folder.path().join(name);
         // Flushes reach the file, because the power will be cut.
         let disk = Disk::of(&path("disk.qcow2"), Format::Qcow2).cache(Cache::Writeback);
@@ -122,19 +134,14 @@ impl Shipped {
         Ok(())
     }
 
-    /// Cuts the power: what the guest has not flushed may be lost.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) -> Result<()> {
         if let Some(machine) = self.running.take() {
             machine.cut_power();
         }
+        Ok(())
     }
 
-    /// Waits until first boot has come to `phase` or beyond.
-    ///
-    /// # Errors
-    ///
-    /// It failed for good, the machine ended, or `deadline` passed; with the end of its console.
-    pub fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
+    fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
         let end = Instant::now() + deadline;
         let name = self.name().to_owned();
         loop {
@@ -159,15 +166,7 @@ impl Shipped {
         }
     }
 
-    /// Everything that it has printed since it was switched on.
-    pub fn transcript(&mut self) -> String {
-        let machine = self.running.as_mut();
-        machine.map_or_else(String::new, |machine| machine.console().transcript())
-    }
-
-    /// What it has done since it was switched on, in order, and how long each took: the machine's own words, and
-    /// before them what the console shows.
-    pub fn phases(&mut self) -> Vec<(String, Duration)> {
+    fn phases(&mut self) -> Vec<(String, Duration)> {
         let Some(machine) = self.running.as_mut() else {
             return Vec::new();
         };
@@ -185,17 +184,20 @@ impl Shipped {
             }
         }
         let transcript = console.transcript();
-        let statuses = transcript.lines().filter_map(Status::from_console_line);
-        for status in statuses.filter(|status| status.outcome == Outcome::Done) {
-            if status.phase == Phase::InService {
-                let all = last + Duration::from_millis(status.total_milliseconds);
-                rows.push(("in all".to_owned(), all));
-            } else {
-                let took = Duration::from_millis(status.duration_milliseconds);
-                rows.push((status.phase.as_str().to_owned(), took));
-            }
-        }
+        let reports = transcript.lines().filter_map(Status::from_console_line);
+        rows.extend(durations(reports).map(|(name, took)| match name.as_str() {
+            // First boot counts from its own beginning.
+            "in all" => (name, last + took),
+            _ => (name, took),
+        }));
         rows
+    }
+
+    fn renew(self, network: &Network, site: &Platform, instance: &str) -> Result<Self> {
+        let mut order = self.order.clone();
+        instance.clone_into(&mut order.instance);
+        drop(self);
+        site.make(network, order)
     }
 }
 

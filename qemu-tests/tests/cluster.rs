@@ -7,30 +7,30 @@
     reason = "what these tests need and do not find ends them; what was measured is worth a line"
 )]
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, Shape};
+use kimage_qemu_tests::cluster::machine::Machine;
+use kimage_qemu_tests::cluster::writer::Writer;
+use kimage_qemu_tests::cluster::{Cluster, Shape, address};
 use kimage_qemu_tests::namespaces::loss::Loss;
-use writer::Writer;
+use kimage_qemu_tests::namespaces::machine::Contained;
 
 #[path = "cluster/bad_input.rs"]
 mod bad_input;
-#[path = "cluster/cluster.rs"]
-mod cluster;
 #[path = "cluster/impostor.rs"]
 mod impostor;
 #[path = "cluster/kills.rs"]
 mod kills;
-#[path = "cluster/random.rs"]
-mod random;
+#[path = "claims/replacement.rs"]
+mod replacement;
 #[path = "cluster/starvation.rs"]
 mod starvation;
-#[path = "cluster/writer.rs"]
-mod writer;
 
 /// Generous: two cores that may compile at the same time carry eight machines.
 const FORMATION: Duration = Duration::from_secs(300);
+
+/// For what a cluster does by itself once it runs.
+const SOON: Duration = Duration::from_secs(60);
 
 const FULL: Shape = Shape {
     etcd: 3,
@@ -38,13 +38,8 @@ const FULL: Shape = Shape {
     workers: 2,
 };
 
-fn all_nodes_are_ready(cluster: &Cluster) {
-    let wanted: BTreeSet<String> = cluster.node_names();
-    assert_eq!(cluster.ready_nodes().unwrap(), wanted);
-}
-
 /// A tenth of what an etcd machine and a control plane send and get is lost.
-fn lose_packets(cluster: &mut Cluster, writer: &Writer) {
+fn lose_packets(cluster: &mut Cluster<Contained>, writer: &Writer) {
     let losses = ["e1", "cp1"].map(|name| Loss::on(cluster.machine(name).cable(), 10).unwrap());
     writer.wait_for_writes(50, Duration::from_secs(120)).unwrap();
     let counts = losses.each_ref().map(|loss| loss.count().unwrap());
@@ -53,7 +48,7 @@ fn lose_packets(cluster: &mut Cluster, writer: &Writer) {
 }
 
 /// The disk of an etcd machine is full; then there is room again.
-fn fill_disk(cluster: &mut Cluster, writer: &Writer) {
+fn fill_disk(cluster: &mut Cluster<Contained>, writer: &Writer) {
     let member = cluster.machine("e2");
     let fill = "dd if=/dev/zero of=/var/lib/etcd/filler bs=64k conv=fsync 2>&1 || true";
     let said = member.run(&["sh", "-c", fill]).unwrap();
@@ -70,7 +65,7 @@ fn fill_disk(cluster: &mut Cluster, writer: &Writer) {
 
 #[test]
 fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_loss() {
-    let mut cluster = Cluster::new(FULL).unwrap();
+    let mut cluster = Cluster::<Contained>::new(FULL).unwrap();
     cluster.give_small_disk("e2").unwrap();
     let began = Instant::now();
     cluster.start_all_shuffled().unwrap();
@@ -81,12 +76,12 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
         began.elapsed()
     );
     cluster.print_phases();
-    all_nodes_are_ready(&cluster);
-    assert_eq!(cluster.etcd_members().unwrap(), 3);
+    cluster.wait_for_ready_nodes(SOON).unwrap();
+    assert_eq!(cluster.etcd_member_ids().unwrap().len(), 3);
     cluster
         .wait_for_serving_certificates(Duration::from_secs(60))
         .unwrap();
-    assert!(cluster.secret_in_etcd_is_ciphertext().unwrap());
+    cluster.check_encryption_at_rest(SOON).unwrap();
 
     let writer = cluster.start_writer().unwrap();
     for name in ["cp2", "e3"] {
@@ -103,7 +98,8 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
     writer.wait_for_writes(20, Duration::from_secs(60)).unwrap();
     lose_packets(&mut cluster, &writer);
     fill_disk(&mut cluster, &writer);
-    let record = writer.finish();
+    replacement::a_machine_is_lost_and_replaced(&mut cluster, "cp2", &writer, FORMATION).unwrap();
+    let record = writer.finish().unwrap();
     println!("{record}");
     assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
 
@@ -114,11 +110,11 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
     cluster.wait_for_service(FORMATION).unwrap();
     assert_eq!(cluster.etcd_member_ids().unwrap(), members);
     assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
-    all_nodes_are_ready(&cluster);
+    cluster.wait_for_ready_nodes(SOON).unwrap();
 
     println!("replace e1 by a machine with another address");
     let began = Instant::now();
-    cluster.replace_etcd("e1").unwrap();
+    cluster.move_machine("e1", "e9", address("e", 9)).unwrap();
     cluster.wait_for_service(FORMATION).unwrap();
     cluster.wait_for_etcd_without(&members, FORMATION).unwrap();
     println!("three members again after {:.1?}", began.elapsed());

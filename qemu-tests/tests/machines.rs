@@ -10,84 +10,109 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use client::until;
-use cluster::{Cluster, DNS};
-use kimage_roles::status::Phase;
+use client::{DNS, Kubectl};
+use kimage_qemu_tests::cluster::machine::Machine;
+use kimage_qemu_tests::cluster::members::CLEAR;
+use kimage_qemu_tests::cluster::{Cluster, Shape, until};
+use kimage_qemu_tests::shipped::{Door, Shipped};
 use question::Kind;
-use serde_json::{Value, json};
+use replacement::a_machine_is_lost_and_replaced;
+use serde_json::Value;
 
 #[path = "machines/client.rs"]
 mod client;
-#[path = "machines/cluster.rs"]
-mod cluster;
-#[path = "machines/metadata.rs"]
-mod metadata;
 #[path = "machines/question.rs"]
 mod question;
+#[path = "claims/replacement.rs"]
+mod replacement;
 #[path = "machines/workload.rs"]
 mod workload;
 
+/// etcd is on the control planes; the cluster begins with one of them.
+const SHAPE: Shape = Shape {
+    etcd: 0,
+    control_planes: 3,
+    workers: 1,
+};
 /// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
 const FORMATION: Duration = Duration::from_secs(1500);
 /// For everything that a cluster does by itself once it runs.
 const SOON: Duration = Duration::from_secs(600);
-/// What is in the Secret.
-const CLEAR: &str = "a-word-that-must-not-be-read";
 
 #[test]
-fn a_control_plane_and_a_worker_from_shipped_disks_are_a_cluster_that_keeps_its_data_through_a_power_cut() {
-    let mut cluster = Cluster::of_two().unwrap();
-    for name in ["cp1", "w1"] {
-        let machine = cluster.machine(name).unwrap();
-        machine.start().unwrap();
-        machine.wait_for(Phase::InService, FORMATION).unwrap();
-        cluster.say(&format!("{name} is in service"));
-        let transcript = cluster.machine(name).unwrap().transcript();
-        assert!(transcript.contains("UEFI Secure Boot is enabled"), "{transcript}");
-    }
+fn machines_from_shipped_disks_become_a_cluster_that_survives_a_power_cut_and_the_loss_of_a_control_plane() {
+    let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
+    join(&mut cluster, "cp1", Door::NoCloud).unwrap();
+    join(&mut cluster, "w1", Door::Ec2).unwrap();
     cluster.print_phases();
-    let before = cluster.ready_nodes(SOON).unwrap();
-    nodes_know_where_they_stand(&before);
+    let before = cluster.wait_for_ready_nodes(SOON).unwrap();
+    nodes_know_where_they_stand(&mut cluster, &before);
     the_metadata_service_was_asked_with_a_token_only(&cluster.metadata_log());
     cluster.say("both Nodes are Ready; zones, regions and provider ids come from metadata");
-
-    let service = a_deployment_answers_through_a_service_from_the_other_node(&cluster).unwrap();
-    names_resolve(&cluster, &service).unwrap();
-    logs_and_commands_come_out_of_pods(&cluster).unwrap();
-    a_network_policy_blocks_what_it_should(&cluster).unwrap();
-    a_secret_is_ciphertext_in_etcd(&mut cluster).unwrap();
+    pods_do_what_pods_are_for(&cluster).unwrap();
+    cluster.check_encryption_at_rest(SOON).unwrap();
+    cluster.say("a Secret read straight from etcd is ciphertext");
     the_audit_log_has_the_request(&cluster).unwrap();
 
-    cluster.machines().iter_mut().for_each(|machine| machine.kill());
-    cluster.say("the power of both machines is cut");
-    for machine in cluster.machines() {
-        machine.start().unwrap();
+    power_is_cut(&mut cluster, &before).unwrap();
+
+    for name in ["cp2", "cp3"] {
+        join(&mut cluster, name, Door::NoCloud).unwrap();
     }
-    for name in ["cp1", "w1"] {
-        let machine = cluster.machine(name).unwrap();
-        machine.wait_for(Phase::InService, FORMATION).unwrap();
-        cluster.say(&format!("{name} is in service again"));
-    }
+    cluster.wait_for_etcd(3, SOON).unwrap();
+    cluster.wait_for_ready_nodes(SOON).unwrap();
+    cluster.say("three control planes carry a quorum of three");
+    let writer = cluster.start_writer().unwrap();
+    a_machine_is_lost_and_replaced(&mut cluster, "cp2", &writer, FORMATION).unwrap();
+    let record = writer.finish().unwrap();
+    cluster.say(&record.to_string());
     cluster.print_phases();
-    let after = cluster.ready_nodes(SOON).unwrap();
-    assert_eq!(uids(&before), uids(&after), "the Nodes are other ones");
-    let secret = cluster.get("/api/v1/namespaces/default/secrets/probe").unwrap();
-    assert_eq!(secret["data"]["word"], base64(CLEAR));
-    the_audit_log_has_the_request(&cluster).unwrap();
-    until(SOON, "the Service answers again", || answers(&cluster)).unwrap();
-    cluster.say("after the power cut: the same Nodes, the same Secret, and the Service answers");
+    assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
+    cluster.wait_for_ready_nodes(SOON).unwrap();
+    cluster.check_secret().unwrap();
 }
 
-fn base64(text: &str) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::STANDARD.encode(text)
+/// Starts one more machine and waits until it is in service: machines that boot together starve each other.
+fn join(cluster: &mut Cluster<Shipped>, name: &str, door: Door) -> Result<()> {
+    cluster.start(name, door)?;
+    cluster.wait_for_one(name, FORMATION)?;
+    cluster.say(&format!("{name} is in service"));
+    let transcript = cluster.machine(name).transcript();
+    ensure!(transcript.contains("UEFI Secure Boot is enabled"), "{transcript}");
+    Ok(())
+}
+
+fn pods_do_what_pods_are_for(cluster: &Cluster<Shipped>) -> Result<()> {
+    let kubectl = Kubectl::new(cluster)?;
+    let service = a_deployment_answers_through_a_service_from_the_other_node(cluster, &kubectl)?;
+    names_resolve(cluster, &kubectl, &service)?;
+    logs_and_commands_come_out_of_pods(cluster, &kubectl)?;
+    a_network_policy_blocks_what_it_should(cluster, &kubectl)
+}
+
+/// Both machines lose their power and get it back; what the cluster had it has.
+fn power_is_cut(cluster: &mut Cluster<Shipped>, before: &[Value]) -> Result<()> {
+    cluster.kill_all()?;
+    cluster.say("the power of both machines is cut");
+    cluster.start_all_shuffled()?;
+    cluster.wait_for_service(FORMATION)?;
+    cluster.say("both are in service again");
+    cluster.print_phases();
+    let after = cluster.wait_for_ready_nodes(SOON)?;
+    ensure!(uids(before) == uids(&after), "the Nodes are other ones");
+    cluster.check_secret()?;
+    the_audit_log_has_the_request(cluster)?;
+    let kubectl = Kubectl::new(cluster)?;
+    until(SOON, "the Service answers again", || answers(&kubectl))?;
+    cluster.say("the same Nodes, the same Secret, and the Service answers");
+    Ok(())
 }
 
 fn uids(nodes: &[Value]) -> Vec<&Value> {
     nodes.iter().map(|node| &node["metadata"]["uid"]).collect()
 }
 
-fn nodes_know_where_they_stand(nodes: &[Value]) {
+fn nodes_know_where_they_stand(cluster: &mut Cluster<Shipped>, nodes: &[Value]) {
     let stand: Vec<[&str; 5]> = nodes
         .iter()
         .map(|node| {
@@ -102,9 +127,11 @@ fn nodes_know_where_they_stand(nodes: &[Value]) {
             .map(|value| value.as_str().unwrap_or_default())
         })
         .collect();
+    let instance = |name: &str| cluster.machine(name).instance().to_owned();
+    let [cp1, w1] = ["cp1", "w1"].map(instance);
     let wanted = [
-        ["cp1", "a", "bench", "kimage://i-cp1-1", "10.89.0.21"],
-        ["w1", "b", "bench", "aws:///b/i-w1-1", "10.89.0.31"],
+        ["cp1", "a", "bench", &format!("kimage://{cp1}"), "10.89.0.21"],
+        ["w1", "b", "bench", &format!("aws:///b/{w1}"), "10.89.0.31"],
     ];
     assert_eq!(stand, wanted);
 }
@@ -120,9 +147,14 @@ fn the_metadata_service_was_asked_with_a_token_only(log: &[String]) {
 }
 
 /// Returns the address of the Service.
-fn a_deployment_answers_through_a_service_from_the_other_node(cluster: &Cluster) -> Result<String> {
+fn a_deployment_answers_through_a_service_from_the_other_node(
+    cluster: &Cluster<Shipped>,
+    kubectl: &Kubectl,
+) -> Result<String> {
     cluster.apply(&workload::server(), SOON)?;
-    let service = cluster.get("/api/v1/namespaces/default/services/server")?;
+    let service = cluster
+        .get("/api/v1/namespaces/default/services/server")?
+        .unwrap_or_default();
     let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
     cluster.apply(&workload::client("cp1", address, DNS), SOON)?;
     until(SOON, "the server runs on w1 and the client on cp1", || {
@@ -156,21 +188,21 @@ fn a_deployment_answers_through_a_service_from_the_other_node(cluster: &Cluster)
         Ok(())
     })?;
     cluster.say("client and server run");
-    until(SOON, "the Service answers", || answers(cluster))?;
+    until(SOON, "the Service answers", || answers(kubectl))?;
     cluster.say("the server on w1 answers the client on cp1 through its Service");
     Ok(address.to_owned())
 }
 
-fn answers(cluster: &Cluster) -> Result<()> {
-    let said = cluster.ask(workload::NAME, Kind::Txt)?;
+fn answers(kubectl: &Kubectl) -> Result<()> {
+    let said = kubectl.ask(workload::NAME, Kind::Txt)?;
     // A text's length comes first.
     ensure!(said[0].get(1..) == Some(workload::WORDS.as_bytes()), "{said:?}");
     Ok(())
 }
 
-fn names_resolve(cluster: &Cluster, service: &str) -> Result<()> {
+fn names_resolve(cluster: &Cluster<Shipped>, kubectl: &Kubectl, service: &str) -> Result<()> {
     let address = |name: &str| {
-        let found = cluster.ask(name, Kind::A)?;
+        let found = kubectl.ask(name, Kind::A)?;
         let words: Vec<String> = found[0].iter().map(u8::to_string).collect();
         anyhow::Ok(words.join("."))
     };
@@ -196,15 +228,15 @@ fn names_resolve(cluster: &Cluster, service: &str) -> Result<()> {
     Ok(())
 }
 
-fn logs_and_commands_come_out_of_pods(cluster: &Cluster) -> Result<()> {
+fn logs_and_commands_come_out_of_pods(cluster: &Cluster<Shipped>, kubectl: &Kubectl) -> Result<()> {
     until(SOON, "the server's log tells of the question", || {
-        let log = cluster.kubectl(&["logs", "deployment/server"])?;
+        let log = kubectl.run(&["logs", "deployment/server"])?;
         ensure!(log.contains(workload::NAME), "{log}");
         Ok(())
     })?;
     for pod in ["client", "deployment/server"] {
         let said = until(SOON, "kubectl exec", || {
-            cluster.kubectl(&["exec", pod, "--", "/coredns", "-version"])
+            kubectl.run(&["exec", pod, "--", "/coredns", "-version"])
         })?;
         ensure!(said.starts_with("CoreDNS-1.14"), "{pod}: {said}");
     }
@@ -212,44 +244,28 @@ fn logs_and_commands_come_out_of_pods(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn a_network_policy_blocks_what_it_should(cluster: &Cluster) -> Result<()> {
+fn a_network_policy_blocks_what_it_should(cluster: &Cluster<Shipped>, kubectl: &Kubectl) -> Result<()> {
     cluster.apply(&[workload::nobody_may()], SOON)?;
     until(SOON, "the policy blocks", || {
-        ensure!(answers(cluster).is_err(), "the server still answers");
+        ensure!(answers(kubectl).is_err(), "the server still answers");
         // What no policy is about goes on.
-        cluster
+        kubectl
             .ask("kubernetes.default.svc.cluster.local", Kind::A)
             .map(drop)
     })?;
     cluster.say("a NetworkPolicy blocks the client, and nothing else");
     cluster.apply(&[workload::the_client_may()], SOON)?;
-    until(SOON, "the second policy lets the client in", || answers(cluster))?;
+    until(SOON, "the second policy lets the client in", || answers(kubectl))?;
     cluster.say("a second NetworkPolicy lets the client in");
     Ok(())
 }
 
-fn a_secret_is_ciphertext_in_etcd(cluster: &mut Cluster) -> Result<()> {
-    let secret = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "probe", "namespace": "default"},
-        "stringData": {"word": CLEAR},
-    });
-    cluster.apply(&[secret], SOON)?;
-    let stored = cluster.in_etcd("/registry/secrets/default/probe")?;
-    let text = String::from_utf8_lossy(&stored);
-    ensure!(text.starts_with("k8s:enc:secretbox:"), "{text}");
-    ensure!(!text.contains(CLEAR), "{text}");
-    // The reading itself works: what is not secret is readable.
-    let readable = cluster.in_etcd("/registry/configmaps/default/server")?;
-    ensure!(String::from_utf8_lossy(&readable).contains(workload::WORDS));
-    cluster.say("a Secret read straight from etcd is ciphertext");
-    Ok(())
-}
-
 /// The kubelet serves what lies below /var/log.
-fn the_audit_log_has_the_request(cluster: &Cluster) -> Result<()> {
+fn the_audit_log_has_the_request(cluster: &Cluster<Shipped>) -> Result<()> {
+    let kubectl = Kubectl::new(cluster)?;
     let path = "/api/v1/nodes/cp1/proxy/logs/kubernetes/audit/audit.log";
     let entries = until(SOON, "the audit log", || {
-        let log = cluster.kubectl(&["get", "--raw", path])?;
+        let log = kubectl.run(&["get", "--raw", path])?;
         let entries: Vec<Value> = log
             .lines()
             .filter(|line| line.contains("\"probe\""))
@@ -258,8 +274,8 @@ fn the_audit_log_has_the_request(cluster: &Cluster) -> Result<()> {
         ensure!(!entries.is_empty(), "no entry about the Secret");
         Ok(entries)
     })?;
-    let patch = entries.iter().find(|entry| entry["verb"] == "patch").unwrap();
-    assert_eq!(patch["objectRef"]["resource"], "secrets");
+    let about = |entry: &&Value| entry["verb"] == "patch" && entry["objectRef"]["resource"] == "secrets";
+    let patch = entries.iter().find(about).unwrap();
     assert_eq!(patch["level"], "Metadata");
     assert_eq!(patch["user"]["username"], "kubernetes-super-admin");
     assert!(!entries.iter().any(|entry| entry.to_string().contains(CLEAR)));

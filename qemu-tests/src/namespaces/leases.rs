@@ -1,12 +1,13 @@
 //! Addresses for virtual machines: dnsmasq gives each port the one that the bench has for it, and answers that it knows
 //! no name.
 
+use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::network::{BENCH, Network, Tap};
+use super::network::{BENCH, Network, hardware_address};
 
 /// A running dnsmasq. Dropping it ends it.
 #[derive(Debug)]
@@ -16,8 +17,8 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Serves the machines behind `taps`, and nobody else.
-    pub fn serve(network: &Network, taps: &[&Tap]) -> Result<Self> {
+    /// Serves the virtual machines that are to stand at `addresses`, and nobody else.
+    pub fn serve(network: &Network, addresses: impl Iterator<Item = Ipv4Addr>) -> Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for dnsmasq")?;
         let log = std::fs::File::create(folder.path().join("log")).context("make dnsmasq's log")?;
         let mut dnsmasq = network.command("dnsmasq");
@@ -32,9 +33,8 @@ impl Leases {
                 "--dhcp-leasefile={}",
                 folder.path().join("leases").display()
             ));
-        for tap in taps {
-            let (port, address) = (tap.hardware_address(), tap.address());
-            dnsmasq.arg(format!("--dhcp-host={port},{address}"));
+        for address in addresses {
+            dnsmasq.arg(format!("--dhcp-host={},{address}", hardware_address(address)));
         }
         let child = dnsmasq
             .stdin(Stdio::null())

@@ -13,8 +13,10 @@ use kimage_builder::release::manifest::Manifest;
 use kimage_roles::status::{Outcome, Phase, Status};
 use tempfile::TempDir;
 
+use super::cluster::Shared;
 use super::kernel;
 use super::network::{Cable, Network};
+use crate::cluster::machine::{Machine, durations};
 use crate::images::{command, finish};
 
 /// Between two looks at a file of a machine: its namespaces are not ours, so nothing can wake us.
@@ -59,7 +61,7 @@ pub const SHARED: &str = "/run/bench";
 
 /// A machine: its disk, and its life while it is switched on. Dropping it switches it off and scraps the disk.
 #[derive(Debug)]
-pub struct Machine {
+pub struct Contained {
     blueprint: Blueprint,
     cable: Cable,
     folder: TempDir,
@@ -67,7 +69,7 @@ pub struct Machine {
     running: Option<Child>,
 }
 
-impl Machine {
+impl Contained {
     /// A machine with an empty disk, switched off.
     pub fn new(network: &Network, blueprint: Blueprint) -> Result<Self> {
         kernel::prepare_host()?;
@@ -89,16 +91,6 @@ impl Machine {
         })
     }
 
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.blueprint.name
-    }
-
-    /// Its address.
-    pub fn address(&self) -> Ipv4Addr {
-        self.blueprint.address
-    }
-
     /// Its cable.
     pub fn cable(&self) -> &Cable {
         &self.cable
@@ -112,83 +104,6 @@ impl Machine {
     /// Switches the machine off, scraps its disk, and gives back what it was made of.
     pub fn into_blueprint(self) -> Blueprint {
         self.blueprint.clone()
-    }
-
-    /// How long each phase of first boot took: `etcd 3.2 s`.
-    pub fn phases(&self) -> Vec<String> {
-        let mut journal = command("journalctl");
-        journal
-            .arg("--directory")
-            .arg(self.var().join("log/journal"))
-            .args([
-                "--no-pager",
-                "--quiet",
-                "--output=cat",
-                &format!("--unit={FIRST_BOOT}"),
-            ]);
-        let text = finish(&mut journal)
-            .map(|output| output.stdout)
-            .unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let done = text
-            .lines()
-            .filter_map(Status::from_console_line)
-            .filter(|status| status.outcome == Outcome::Done);
-        done.map(|status| match status.phase {
-            Phase::InService => format!("in all {:.1} s", seconds(status.total_milliseconds)),
-            phase => format!(
-                "{} {:.1} s",
-                phase.as_str(),
-                seconds(status.duration_milliseconds)
-            ),
-        })
-        .collect()
-    }
-
-    /// Switches the machine on.
-    pub fn start(&mut self) -> Result<()> {
-        ensure!(self.running.is_none(), "{} runs already", self.name());
-        let folder = self.folder.path();
-        // A new life begins without the report of the last one.
-        drop(fs::remove_file(folder.join("report/status.json")));
-        fs::write(folder.join("node-config"), &self.blueprint.config)?;
-        let Blueprint {
-            name,
-            address,
-            instance,
-            zone,
-            ..
-        } = &self.blueprint;
-        fs::write(
-            folder.join("meta-data"),
-            format!(
-                "instance-id: {instance}\nlocal-hostname: {name}\nlocal-ipv4: {address}\navailability-zone: {zone}\nregion: bench\n"
-            ),
-        )?;
-        let overlay = folder.join("etc");
-        drop(fs::remove_dir_all(&overlay));
-        fs::create_dir_all(overlay.join("work"))?;
-        let special = &self.blueprint.special;
-        kernel::adapt(&overlay.join("upper"), &special.etc).context("lay the bench's files over /etc")?;
-        fs::write(folder.join("mounts"), mounts(special, folder)?)?;
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(folder.join("console"))?;
-        let mut nspawn = command("unshare");
-        nspawn
-            .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
-            .args(self.arguments())
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        self.running = Some(
-            nspawn
-                .spawn()
-                .context("start systemd-nspawn: run `qemu-tests/run-all` once")?,
-        );
-        Ok(())
     }
 
     fn arguments(&self) -> Vec<OsString> {
@@ -219,23 +134,6 @@ impl Machine {
     pub fn status(&self) -> Option<Status> {
         let bytes = fs::read(self.folder.path().join("report/status.json")).ok()?;
         serde_json::from_slice(&bytes).ok()
-    }
-
-    /// Waits until first boot has come to `phase` or beyond.
-    ///
-    /// # Errors
-    ///
-    /// It failed for good, the machine ended, or `deadline` passed; with the report and the journal's end.
-    pub fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
-        let arrived = |status: &Status| {
-            status.phase > phase || status.phase == phase && status.outcome == Outcome::Done
-        };
-        self.wait_until(deadline, &format!("{} of {phase:?}", self.name()), |status| {
-            if status.outcome == Outcome::Failed {
-                bail!("first boot failed");
-            }
-            Ok(arrived(status))
-        })
     }
 
     /// Waits until `done` says so of a report.
@@ -279,20 +177,6 @@ impl Machine {
         // One that ends at once may end before systemd has seen it start, which it then calls a failure.
         self.run(&["systemctl", "--no-block", "start", FIRST_BOOT])
             .map(drop)
-    }
-
-    /// Cuts the power: every process of the machine is killed where it stands.
-    pub fn kill(&mut self) -> Result<()> {
-        let Some(mut child) = self.running.take() else {
-            return Ok(());
-        };
-        let group = i32::try_from(child.id()).context("a process id is an i32")?;
-        for leader in leaders(group)? {
-            signal(leader);
-        }
-        signal(-group);
-        child.wait().context("wait for systemd-nspawn")?;
-        Ok(())
     }
 
     /// The main process of the service that runs these words, as this host numbers it.
@@ -359,6 +243,117 @@ impl Machine {
     }
 }
 
+impl Machine for Contained {
+    type Site = Shared;
+
+    fn name(&self) -> &str {
+        &self.blueprint.name
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.blueprint.address
+    }
+
+    fn instance(&self) -> &str {
+        &self.blueprint.instance
+    }
+
+    fn start(&mut self) -> Result<()> {
+        ensure!(self.running.is_none(), "{} runs already", self.name());
+        let folder = self.folder.path();
+        // A new life begins without the report of the last one.
+        drop(fs::remove_file(folder.join("report/status.json")));
+        fs::write(folder.join("node-config"), &self.blueprint.config)?;
+        let Blueprint {
+            name,
+            address,
+            instance,
+            zone,
+            ..
+        } = &self.blueprint;
+        fs::write(
+            folder.join("meta-data"),
+            format!(
+                "instance-id: {instance}\nlocal-hostname: {name}\nlocal-ipv4: {address}\navailability-zone: {zone}\nregion: bench\n"
+            ),
+        )?;
+        let overlay = folder.join("etc");
+        drop(fs::remove_dir_all(&overlay));
+        fs::create_dir_all(overlay.join("work"))?;
+        let special = &self.blueprint.special;
+        kernel::adapt(&overlay.join("upper"), &special.etc).context("lay the bench's files over /etc")?;
+        fs::write(folder.join("mounts"), mounts(special, folder)?)?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join("console"))?;
+        let mut nspawn = command("unshare");
+        nspawn
+            .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
+            .args(self.arguments())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.running = Some(
+            nspawn
+                .spawn()
+                .context("start systemd-nspawn: run `qemu-tests/run-all` once")?,
+        );
+        Ok(())
+    }
+
+    /// Every process of the machine is killed where it stands.
+    fn kill(&mut self) -> Result<()> {
+        let Some(mut child) = self.running.take() else {
+            return Ok(());
+        };
+        let group = i32::try_from(child.id()).context("a process id is an i32")?;
+        for leader in leaders(group)? {
+            signal(leader);
+        }
+        signal(-group);
+        child.wait().context("wait for systemd-nspawn")?;
+        Ok(())
+    }
+
+    fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
+        let arrived = |status: &Status| {
+            status.phase > phase || status.phase == phase && status.outcome == Outcome::Done
+        };
+        self.wait_until(deadline, &format!("{} of {phase:?}", self.name()), |status| {
+            if status.outcome == Outcome::Failed {
+                bail!("first boot failed");
+            }
+            Ok(arrived(status))
+        })
+    }
+
+    fn phases(&mut self) -> Vec<(String, Duration)> {
+        let mut journal = command("journalctl");
+        journal
+            .arg("--directory")
+            .arg(self.var().join("log/journal"))
+            .args([
+                "--no-pager",
+                "--quiet",
+                "--output=cat",
+                &format!("--unit={FIRST_BOOT}"),
+            ]);
+        let text = finish(&mut journal)
+            .map(|output| output.stdout)
+            .unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        durations(text.lines().filter_map(Status::from_console_line)).collect()
+    }
+
+    fn renew(self, network: &Network, _site: &Shared, instance: &str) -> Result<Self> {
+        let mut blueprint = self.into_blueprint();
+        blueprint.instance = instance.to_owned();
+        Self::new(network, blueprint)
+    }
+}
+
 /// A service of a machine.
 #[derive(Debug)]
 pub struct Service {
@@ -384,7 +379,7 @@ impl Service {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Contained {
     fn drop(&mut self) {
         drop(self.kill());
     }
@@ -460,10 +455,6 @@ fn children(process: i32) -> Vec<i32> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let words = text.split_ascii_whitespace();
     words.filter_map(|word| word.parse().ok()).collect()
-}
-
-fn seconds(milliseconds: u64) -> f64 {
-    Duration::from_millis(milliseconds).as_secs_f64()
 }
 
 fn signal(process: i32) {

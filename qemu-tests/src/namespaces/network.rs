@@ -147,15 +147,9 @@ impl Tap {
         &self.name
     }
 
-    /// The address that the machine is to have.
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
-    }
-
-    /// Hardware address of the machine's port: QEMU's prefix, and one part for each address of the network.
+    /// Hardware address of the machine's port.
     pub fn hardware_address(&self) -> String {
-        let [_, _, high, low] = self.address.octets();
-        format!("52:54:00:89:{high:02x}:{low:02x}")
+        hardware_address(self.address)
     }
 }
 
@@ -208,6 +202,12 @@ impl Drop for Cable {
         drop(ip(&format!("-n {} link del {}", self.network, self.port)));
         drop(ip(&format!("netns del {}", self.namespace)));
     }
+}
+
+/// Hardware address of the virtual machine at `address`: QEMU's prefix, and one part for each address of the network.
+pub fn hardware_address(address: Ipv4Addr) -> String {
+    let [_, _, high, low] = address.octets();
+    format!("52:54:00:89:{high:02x}:{low:02x}")
 }
 
 fn ip(words: &str) -> Result<()> {

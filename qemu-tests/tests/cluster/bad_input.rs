@@ -15,7 +15,10 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use kimage_qemu_tests::namespaces::machine::Special;
+use kimage_qemu_tests::cluster::keys::{Etcd, Keys};
+use kimage_qemu_tests::cluster::machine::Machine;
+use kimage_qemu_tests::cluster::{Cluster, Shape, address};
+use kimage_qemu_tests::namespaces::machine::{Contained, Special};
 use kimage_qemu_tests::namespaces::metadata::{Metadata, Mood, disguise};
 use kimage_qemu_tests::namespaces::network::BENCH;
 use kimage_roles::cause::Cause;
@@ -23,7 +26,6 @@ use kimage_roles::status::{Outcome, Phase};
 use serde_json::{Value, json};
 
 use super::FORMATION;
-use super::cluster::{Cluster, Shape, address, path, run_kimage};
 use super::impostor::{FOREIGN, Impostor, LATE, expired_token};
 use super::kills::FIRST_BOOT;
 use super::starvation;
@@ -50,7 +52,7 @@ struct Seen {
 }
 
 struct Bench {
-    cluster: Cluster,
+    cluster: Cluster<Contained>,
     metadata: Metadata,
     good: Value,
     seen: Vec<Seen>,
@@ -58,14 +60,14 @@ struct Bench {
 
 impl Bench {
     fn new() -> Result<Self> {
-        let mut cluster = Cluster::new(Shape {
+        let mut cluster = Cluster::<Contained>::new(Shape {
             etcd: 0,
             control_planes: 1,
             workers: 1,
         })?;
         let place = address("w", 5);
         let metadata = Metadata::start(cluster.network(), VICTIM, place)?;
-        let mut victim = cluster.ordinary("worker", VICTIM, place, "", 1)?;
+        let mut victim = cluster.ordinary("worker", VICTIM, place, "")?;
         victim.special.etc = disguise(&victim.shared)?;
         cluster.add_machine(victim)?;
         let good = serde_json::from_str(&cluster.user_data("worker")?)?;
@@ -123,7 +125,7 @@ impl Bench {
 
     /// Starts one more machine.
     fn start(&mut self, role: &'static str, name: &str, place: Ipv4Addr, config: &str, special: Special) {
-        let mut machine = self.cluster.ordinary(role, name, place, config, 1).unwrap();
+        let mut machine = self.cluster.ordinary(role, name, place, config).unwrap();
         machine.special = special;
         self.cluster.add_machine(machine).unwrap();
         self.cluster.machine(name).start().unwrap();
@@ -372,27 +374,7 @@ fn faults_of_other_machines(bench: &mut Bench) {
 /// User-data of an etcd machine of a cluster `other`, whose list of members begins with this machine's address.
 fn etcd_document(members: &str) -> Result<String> {
     let folder = tempfile::tempdir()?;
-    let keys = folder.path().join("other");
-    run_kimage(&[
-        "cluster",
-        "new",
-        path(&keys)?,
-        "--name",
-        "other",
-        "--endpoint",
-        "10.89.0.1:6443",
-        "--etcd",
-        "external",
-    ])?;
-    let members = format!("own={members}");
-    run_kimage(&[
-        "cluster",
-        "user-data",
-        "--dir",
-        path(&keys)?,
-        "--role",
-        "etcd",
-        "--etcd-members",
-        &members,
-    ])
+    let place = folder.path().join("other");
+    let keys = Keys::create(place, "other", "10.89.0.1:6443", Etcd::External)?;
+    keys.user_data("etcd", &["--etcd-members", &format!("own={members}")])
 }

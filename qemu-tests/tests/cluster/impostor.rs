@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use kimage_qemu_tests::cluster::Cluster;
 use kimage_qemu_tests::images::{command, finish};
+use kimage_qemu_tests::namespaces::machine::Contained;
 use kimage_qemu_tests::namespaces::network::{BENCH, Network};
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::FORMATION;
-use super::cluster::Cluster;
 
 /// Port at which somebody answers who is another cluster.
 pub(crate) const FOREIGN: u16 = 7443;
@@ -23,7 +24,7 @@ pub(crate) const LATE: u16 = 8443;
 const TWO_HOURS: Duration = Duration::from_secs(7200);
 
 /// A token that the cluster has known and signed with, until its time was over.
-pub(crate) fn expired_token(cluster: &Cluster) -> Result<String> {
+pub(crate) fn expired_token(cluster: &Cluster<Contained>) -> Result<String> {
     let (id, secret) = ("expire", "0123456789abcdef");
     let ends = std::time::SystemTime::now() + Duration::from_secs(6);
     let ends = ends.duration_since(std::time::UNIX_EPOCH)?.as_secs();

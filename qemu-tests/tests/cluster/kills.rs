@@ -9,15 +9,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use kimage_qemu_tests::cluster::machine::Machine;
+use kimage_qemu_tests::cluster::{Cluster, Shape};
 use kimage_qemu_tests::images::{command, finish};
-use kimage_qemu_tests::namespaces::machine::{Machine, Service};
+use kimage_qemu_tests::namespaces::machine::{Contained, Service};
 use kimage_roles::status::Phase;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use serde_json::Value;
 
-use super::FORMATION;
-use super::cluster::{Cluster, Shape};
+use super::{FORMATION, SOON};
 
 pub(crate) const FIRST_BOOT: [&str; 2] = ["/usr/lib/kimage/kimage-firstboot", "boot"];
 /// A step may pass unseen when the host is busy; the next boot passes it again.
@@ -42,7 +43,7 @@ enum Blow {
 }
 
 /// Names of the steps that the machine's plan has, as soon as the machine can say.
-fn steps(machine: &Machine) -> Result<Vec<String>> {
+fn steps(machine: &Contained) -> Result<Vec<String>> {
     let [program, boot] = FIRST_BOOT;
     let end = Instant::now() + FORMATION;
     let plan = loop {
@@ -72,7 +73,7 @@ struct Page {
 }
 
 impl Ledger {
-    fn of(machine: &Machine) -> Result<Self> {
+    fn of(machine: &Contained) -> Result<Self> {
         let folder = machine.var().join("lib/kimage");
         std::fs::create_dir_all(&folder)?;
         let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
@@ -112,7 +113,7 @@ fn hurry() -> Result<()> {
 
 /// Stops a machine's first boot at one moment after the other.
 struct Executioner<'a> {
-    machine: &'a mut Machine,
+    machine: &'a mut Contained,
     steps: Vec<String>,
     blow: Blow,
     ledger: Ledger,
@@ -123,7 +124,7 @@ struct Executioner<'a> {
 
 impl<'a> Executioner<'a> {
     /// Switches the machine on.
-    fn new(machine: &'a mut Machine, blow: Blow) -> Result<Self> {
+    fn new(machine: &'a mut Contained, blow: Blow) -> Result<Self> {
         let ledger = Ledger::of(machine)?;
         machine.start()?;
         let steps = steps(machine)?;
@@ -221,14 +222,14 @@ impl<'a> Executioner<'a> {
     }
 }
 
-fn strike(cluster: &mut Cluster, name: &str, blow: Blow, moments: &[Moment]) {
+fn strike(cluster: &mut Cluster<Contained>, name: &str, blow: Blow, moments: &[Moment]) {
     let executioner = Executioner::new(cluster.machine(name), blow).unwrap();
     executioner.strike_everywhere(moments).unwrap();
 }
 
 #[test]
 fn first_boot_completes_when_it_is_killed_at_every_step_and_the_power_cut_at_every_step() {
-    let mut cluster = Cluster::new(Shape {
+    let mut cluster = Cluster::<Contained>::new(Shape {
         etcd: 0,
         control_planes: 1,
         workers: 2,
@@ -241,13 +242,13 @@ fn first_boot_completes_when_it_is_killed_at_every_step_and_the_power_cut_at_eve
     let writer = cluster.start_writer().unwrap();
     strike(&mut cluster, "w1", Blow::Kill, &both);
     strike(&mut cluster, "w2", Blow::PowerCut, &[Moment::After]);
-    let record = writer.finish();
+    let record = writer.finish().unwrap();
     println!("{record}");
     println!("power cut for the control plane");
     cluster.machine("cp1").kill().unwrap();
     cluster.machine("cp1").start().unwrap();
     cluster.wait_for_service(FORMATION).unwrap();
-    super::all_nodes_are_ready(&cluster);
+    cluster.wait_for_ready_nodes(SOON).unwrap();
     assert_eq!(cluster.etcd_member_ids().unwrap(), members);
     assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
 }

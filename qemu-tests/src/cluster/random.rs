@@ -2,7 +2,7 @@
 
 /// Orders `items` by `KIMAGE_SEED`, or by a fresh seed, which is printed.
 #[expect(clippy::print_stdout, reason = "without its seed a failure can't be repeated")]
-pub(crate) fn shuffle<T>(items: &mut [T]) {
+pub(super) fn shuffle<T>(items: &mut [T]) {
     let mut state = match std::env::var("KIMAGE_SEED")
         .ok()
         .and_then(|text| text.parse().ok())

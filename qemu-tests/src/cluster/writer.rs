@@ -7,24 +7,27 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use kimage_firstboot::kubernetes::Api;
 use serde_json::json;
 
+use crate::namespaces::network::Network;
+
 const EVERY: Duration = Duration::from_millis(100);
-const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
+pub(super) const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 
 /// The running client.
-pub(crate) struct Writer {
+pub struct Writer {
     stop: Arc<AtomicBool>,
     acknowledged: Receiver<()>,
-    thread: JoinHandle<Record>,
+    thread: JoinHandle<Result<Record>>,
 }
 
 /// What it did.
-pub(crate) struct Record {
+pub struct Record {
     /// Names of the objects whose creation was acknowledged.
-    pub(crate) acknowledged: Vec<String>,
+    pub acknowledged: Vec<String>,
+    /// How many were not.
     refused: usize,
     longest_gap: Duration,
 }
@@ -45,24 +48,24 @@ impl fmt::Display for Record {
 }
 
 impl Writer {
-    /// Writes on `api` until it is told to stop. `enter` puts a thread into the cluster's network.
-    pub(crate) fn start(
-        api: Api,
-        run: impl FnOnce(Box<dyn FnOnce() -> Record + Send>) -> JoinHandle<Record>,
-    ) -> Self {
+    /// Writes on `api` from within the network called `network`, until it is told to stop.
+    pub fn start(api: Api, network: &str) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, acknowledged) = channel();
-        let stopped = Arc::clone(&stop);
-        let thread = run(Box::new(move || write(&api, &stopped, &sender)));
-        Self {
+        let (stopped, network) = (Arc::clone(&stop), network.to_owned());
+        let thread = std::thread::spawn(move || {
+            Network::enter(&network)?;
+            Ok(write(&api, &stopped, &sender))
+        });
+        Ok(Self {
             stop,
             acknowledged,
             thread,
-        }
+        })
     }
 
     /// Waits for so many more acknowledged writes.
-    pub(crate) fn wait_for_writes(&self, count: usize, deadline: Duration) -> Result<()> {
+    pub fn wait_for_writes(&self, count: usize, deadline: Duration) -> Result<()> {
         while self.acknowledged.try_recv().is_ok() {}
         let end = Instant::now() + deadline;
         for done in 0..count {
@@ -75,9 +78,16 @@ impl Writer {
     }
 
     /// Stops it.
-    pub(crate) fn finish(self) -> Record {
+    ///
+    /// # Errors
+    ///
+    /// It never began.
+    pub fn finish(self) -> Result<Record> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().ok().context("the writer panicked").unwrap()
+        match self.thread.join() {
+            Ok(record) => record,
+            Err(_) => bail!("the writer panicked"),
+        }
     }
 }
 

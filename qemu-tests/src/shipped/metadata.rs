@@ -1,5 +1,5 @@
 //! EC2's instance metadata service, version 2 only: a token by PUT, then everything by GET with the token. Whoever asks
-//! is told apart by the address.
+//! is told apart by the address. At another address, the signed list of instances, for everybody.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use kimage_qemu_tests::namespaces::network::Network;
-use kimage_qemu_tests::shipped::Order;
+
+use super::Order;
+use crate::namespaces::network::{BENCH, Network};
 
 /// Address of the service on every cloud that has one.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Port of the list of instances, at the bench's own address.
+const INVENTORY: u16 = 8080;
 /// What a token is made of: it must come back as it was given.
 const TOKEN: &str = "AQAEAKimageBenchToken==";
 /// Longest request head, in bytes.
@@ -20,7 +23,7 @@ const MAX_HEAD: u64 = 16 << 10;
 
 /// The running service. It ends with the process.
 #[derive(Clone, Default)]
-pub(crate) struct Metadata {
+pub(super) struct Metadata {
     state: Arc<Mutex<State>>,
 }
 
@@ -28,29 +31,43 @@ pub(crate) struct Metadata {
 struct State {
     /// What each machine may read, by path.
     documents: BTreeMap<Ipv4Addr, BTreeMap<&'static str, String>>,
-    /// Every request, as `GET /path 200`.
+    /// The signed list of instances.
+    inventory: Vec<u8>,
+    /// Every request for metadata, as `GET /path 200`.
     log: Vec<String>,
 }
 
 impl Metadata {
     /// Serves in `network`.
-    pub(crate) fn serve(network: &Network) -> Result<Self> {
+    pub(super) fn serve(network: &Network) -> Result<Self> {
         network.alias(ADDRESS)?;
-        let listener = network.within(|| TcpListener::bind((ADDRESS, 80)).context("serve metadata"))?;
         let service = Self::default();
-        let theirs = service.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let service = theirs.clone();
-                // A client that breaks off harms nobody.
-                std::thread::spawn(move || drop(service.answer(&stream)));
-            }
-        });
+        for address in [(ADDRESS, 80), (BENCH, INVENTORY)] {
+            let listener = network.within(|| TcpListener::bind(address).context("serve metadata"))?;
+            let theirs = service.clone();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    let service = theirs.clone();
+                    // A client that breaks off harms nobody.
+                    std::thread::spawn(move || drop(service.answer(&stream)));
+                }
+            });
+        }
         Ok(service)
     }
 
+    /// Where the list of instances is.
+    pub(super) fn inventory() -> String {
+        format!("http://{BENCH}:{INVENTORY}/inventory")
+    }
+
+    /// From now on everybody finds this list of instances.
+    pub(super) fn publish(&self, inventory: &[u8]) {
+        self.lock().inventory = inventory.to_owned();
+    }
+
     /// From now on the machine of `order` finds its documents.
-    pub(crate) fn add(&self, order: &Order) {
+    pub(super) fn add(&self, order: &Order) {
         let identity = serde_json::json!({
             "instanceId": order.instance, "privateIp": order.address,
             "availabilityZone": order.zone, "region": "bench",
@@ -63,8 +80,8 @@ impl Metadata {
         self.lock().documents.insert(order.address, documents);
     }
 
-    /// Every request so far, as `GET /path 200`.
-    pub(crate) fn log(&self) -> Vec<String> {
+    /// Every request for metadata so far, as `GET /path 200`.
+    pub(super) fn log(&self) -> Vec<String> {
         self.lock().log.clone()
     }
 
@@ -78,15 +95,27 @@ impl Metadata {
             return Ok(());
         };
         let request = Request::read(stream)?;
-        let (status, body) = self.judge(peer, &request);
-        self.lock()
-            .log
-            .push(format!("{} {} {status}", request.method, request.path));
+        let (status, body) = if stream.local_addr()?.port() == INVENTORY {
+            self.list(&request)
+        } else {
+            let (status, body) = self.judge(peer, &request);
+            self.lock()
+                .log
+                .push(format!("{} {} {status}", request.method, request.path));
+            (status, body.into_bytes())
+        };
         let length = body.len();
         let head = format!("HTTP/1.1 {status} -\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
         let mut stream = stream;
         stream.write_all(head.as_bytes())?;
-        Ok(stream.write_all(body.as_bytes())?)
+        Ok(stream.write_all(&body)?)
+    }
+
+    fn list(&self, request: &Request) -> (u16, Vec<u8>) {
+        match (request.method.as_str(), request.path.as_str()) {
+            ("GET", "/inventory") => (200, self.lock().inventory.clone()),
+            _ => (404, Vec::new()),
+        }
     }
 
     fn judge(&self, peer: Ipv4Addr, request: &Request) -> (u16, String) {
