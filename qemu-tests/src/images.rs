@@ -24,6 +24,12 @@ pub const WORKSPACE_PARTS: [&str; 7] = [
     "qemu-tests",
 ];
 
+/// Copies what a build reads of the workspace into `folder`.
+pub fn copy_workspace(folder: &Path) -> Result<()> {
+    let parts = WORKSPACE_PARTS.map(|name| workspace().join(name));
+    finish(command("cp").arg("-a").args(parts).arg(folder)).map(drop)
+}
+
 /// The real `kimage`, built if need be.
 pub fn kimage() -> Result<&'static Path> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();

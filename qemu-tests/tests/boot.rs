@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use kimage_builder::release::manifest::Manifest;
-use kimage_qemu_tests::images::{command, finish, keys, kimage, release, workspace};
+use kimage_qemu_tests::images::{command, copy_workspace, finish, keys, kimage, release};
 use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Firmware, Format, Machine};
 use kimage_qemu_tests::processes::Watched;
 use kimage_roles::slot::Slot;
@@ -362,17 +362,7 @@ fn a_changed_unsigned_or_foreign_signed_uki_does_not_start() {
 
 /// The release of an image whose definition asks for a login on the serial port.
 fn debug_release(folder: &Path) -> PathBuf {
-    let copied = [
-        "Cargo.toml",
-        "Cargo.lock",
-        "images",
-        "roles",
-        "firstboot",
-        "builder",
-        "qemu-tests",
-    ];
-    let copied = copied.map(|name| workspace().join(name));
-    finish(command("cp").arg("-a").args(copied).arg(folder)).unwrap();
+    copy_workspace(folder).unwrap();
     let path = folder.join("images/ubuntu-24.04/image.toml");
     let definition = fs::read_to_string(&path).unwrap() + "\n[debug]\nserial-login = true\n";
     fs::write(&path, definition).unwrap();

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use kimage_qemu_tests::images::{command, finish, keys, kimage, release, workspace};
+use kimage_qemu_tests::images::{command, copy_workspace, finish, keys, kimage, release, workspace};
 
 /// Exit codes that README.md promises.
 const MISMATCH: i32 = 5;
@@ -111,23 +111,7 @@ fn a_release_of_another_definition_names_the_first_file_that_differs() {
     let place = tempfile::tempdir_in(workspace().join("target")).unwrap();
     let definitions = place.path().join("definitions");
     fs::create_dir(&definitions).unwrap();
-    for name in [
-        "Cargo.toml",
-        "Cargo.lock",
-        "images",
-        "roles",
-        "firstboot",
-        "builder",
-        "qemu-tests",
-    ] {
-        finish(
-            command("cp")
-                .arg("-r")
-                .arg(workspace().join(name))
-                .arg(&definitions),
-        )
-        .unwrap();
-    }
+    copy_workspace(&definitions).unwrap();
     let back_door = definitions.join("roles/etcd/files/etc/back-door.conf");
     fs::create_dir_all(back_door.parent().unwrap()).unwrap();
     fs::write(back_door, "open\n").unwrap();
