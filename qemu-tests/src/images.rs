@@ -1,8 +1,9 @@
 //! The images that the claims are about: built by the real `kimage`, once per test process, from the committed lock.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -56,16 +57,24 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// The release folder of `role` on base `image`, below `target/images`. Its keys are those of [`keys`].
+/// The release folder of `role` on base `image`, below `target/images`, built once in this process. Its keys are those of
+/// [`keys`].
 pub fn release(image: &str, role: &str) -> Result<PathBuf> {
+    static BUILT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let output = workspace().join("target/images").join(image);
-    let mut build = command(kimage()?);
-    build
-        .args(["build", "--image", image, "--role", role, "--output"])
-        .arg(&output);
-    build.arg("--keys").arg(keys()?).current_dir(workspace());
-    finish(build.stderr(Stdio::inherit()))?;
-    Ok(output.join(role))
+    let folder = output.join(role);
+    // Held while building: two builds of one folder are no test's matter. What a panic left is what was built before.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !built.contains(&folder) {
+        let mut build = command(kimage()?);
+        build
+            .args(["build", "--image", image, "--role", role, "--output"])
+            .arg(&output);
+        build.arg("--keys").arg(keys()?).current_dir(workspace());
+        finish(build.stderr(Stdio::inherit()))?;
+        built.insert(folder.clone());
+    }
+    Ok(folder)
 }
 
 /// A key set of the tests' own, made once.
