@@ -76,6 +76,23 @@ impl Action {
             _ => Duration::from_secs(1),
         }
     }
+
+    /// Whether this starts services.
+    pub fn starts_services(&self) -> bool {
+        matches!(self, Self::Start(_) | Self::ConfigurePodNetwork)
+    }
+
+    /// Whether this may change a file that services read when they are started.
+    pub fn changes_files(&self) -> bool {
+        matches!(
+            self,
+            Self::Write(_)
+                | Self::Issue(_)
+                | Self::ConfigureControlPlane
+                | Self::ConfigureKubelet
+                | Self::ConfigurePodNetwork
+        )
+    }
 }
 
 impl fmt::Display for Action {
@@ -121,8 +138,6 @@ pub struct Findings {
     pub etcd: Vec<String>,
     /// The cluster behind the balancer.
     pub joined: Option<Joined>,
-    /// A file of a service changed since the service was last started.
-    changed: bool,
 }
 
 /// Does actions on this machine.
@@ -131,6 +146,10 @@ pub struct Worker<'a> {
     machine: &'a Machine,
     findings: Findings,
     formation: Option<etcd::Member>,
+    /// The action changed a file, in this try or in one before.
+    changed: bool,
+    /// Services that the action starts run with older files.
+    stale: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -141,7 +160,20 @@ impl<'a> Worker<'a> {
             machine,
             findings: Findings::default(),
             formation: None,
+            changed: false,
+            stale: false,
         }
+    }
+
+    /// Turns to the next action. What it starts is `stale` when it runs already, with older files than there are.
+    pub fn turn(&mut self, stale: bool) {
+        self.changed = false;
+        self.stale = stale;
+    }
+
+    /// Whether the action has changed a file that services read when they are started.
+    pub fn has_changed_files(&self) -> bool {
+        self.changed
     }
 
     /// Does one action, or says why it couldn't be done now.
@@ -170,7 +202,7 @@ impl<'a> Worker<'a> {
         for file in files {
             let path = self.host.path(&file.path);
             let changed = host::write(&path, file.content.as_bytes(), file.mode);
-            self.findings.changed |= changed.map_err(Failure::internal)?;
+            self.changed |= changed.map_err(Failure::internal)?;
         }
         Ok(())
     }

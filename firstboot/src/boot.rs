@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::host::{self, Host};
 use crate::ledger::Ledger;
 use crate::metadata::{self, Machine};
-use crate::plan::plan;
+use crate::plan::{Plan, Step, plan};
 use crate::platform;
 use crate::prerequisites::{check_randomness, check_state};
 use crate::report::Reporter;
@@ -52,19 +52,34 @@ fn act(host: &Host, machine: &Machine, reporter: &mut Reporter<'_>) -> Result<()
         reporter.say(&format!("the last boot was interrupted during step {step}"));
     }
     let mut worker = Worker::new(host, machine);
-    for step in &plan.steps {
+    walk(&plan, &mut ledger, |step, stale| {
         if step.phase != reporter.phase() {
             reporter.enter(step.phase);
         }
-        ledger.begin(step.name)?;
+        worker.turn(stale);
         persist(reporter, step.action.longest_pause(), || {
             worker.apply(&step.action)
         })?;
-        ledger.finish(step.name)?;
-    }
+        Ok(worker.has_changed_files())
+    })?;
     host::output("systemctl", &["--no-block", "restart", AGENT].map(str::to_owned))
         .map_err(Failure::internal)?;
     reporter.in_service();
+    Ok(())
+}
+
+/// Does one step after the other. `take` learns whether the services that a step starts run with older files, and answers
+/// whether the step has changed some. Wherever this ends, the next walk starts anew what has to be.
+fn walk(
+    plan: &Plan,
+    ledger: &mut Ledger,
+    mut take: impl FnMut(&Step, bool) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    for (index, step) in plan.steps.iter().enumerate() {
+        ledger.begin(step.name, &plan.at_stake(index))?;
+        let changed = take(step, ledger.is_stale(step.name))?;
+        ledger.finish(step.name, changed)?;
+    }
     Ok(())
 }
 
@@ -106,3 +121,6 @@ fn persist<T>(
         thread::sleep(backoff.next_wait().min(longest_pause));
     }
 }
+
+#[cfg(test)]
+mod tests;

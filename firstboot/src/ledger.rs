@@ -1,10 +1,10 @@
 //! What this machine has done so far: `/var/lib/kimage/ledger.json`, on the disk that survives a reboot.
 //!
 //! Every step is safe to repeat; the ledger is not what makes a boot correct. It says what must not change under a
-//! machine (its cluster, its role, its networks), which instance did what (a cloned or re-attached disk shows), and
-//! which step was under way when the power went.
+//! machine (its cluster, its role, its networks), which instance did what (a cloned or re-attached disk shows), which
+//! step was under way when the power went, and which services run with files that have changed since they were started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
@@ -48,6 +48,9 @@ struct Record {
     /// The step that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     under_way: Option<String>,
+    /// Steps that start services, and have not done so since a file changed or may have changed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    stale: BTreeSet<String>,
 }
 
 /// The ledger of this machine, open for writing.
@@ -56,6 +59,8 @@ pub struct Ledger {
     path: PathBuf,
     record: Record,
     interrupted: Option<String>,
+    /// What was stale before the step that is under way.
+    stale_before: BTreeSet<String>,
 }
 
 impl Ledger {
@@ -75,6 +80,7 @@ impl Ledger {
                 instances: Vec::new(),
                 done: BTreeMap::new(),
                 under_way: None,
+                stale: BTreeSet::new(),
             },
         };
         if record.instances.last().map(String::as_str) != Some(instance) {
@@ -83,6 +89,7 @@ impl Ledger {
         let interrupted = record.under_way.take();
         let mut ledger = Self {
             path,
+            stale_before: record.stale.clone(),
             record,
             interrupted,
         };
@@ -106,16 +113,29 @@ impl Ledger {
         self.record.done.contains_key(step)
     }
 
-    /// Writes down that `step` begins.
-    pub fn begin(&mut self, step: &str) -> Result<(), Failure> {
+    /// Writes down that `step` begins. Whoever finds it unfinished must take it that the services of the steps
+    /// `at_stake` run with older files.
+    pub fn begin(&mut self, step: &str, at_stake: &[&str]) -> Result<(), Failure> {
         self.record.under_way = Some(step.to_owned());
+        self.stale_before = self.record.stale.clone();
+        let at_stake = at_stake.iter().map(|step| (*step).to_owned());
+        self.record.stale.extend(at_stake);
         self.save()
     }
 
-    /// Writes down that `step` is done.
-    pub fn finish(&mut self, step: &str) -> Result<(), Failure> {
+    /// Whether services that `step` starts run with older files, as far as is known from the steps before.
+    pub fn is_stale(&self, step: &str) -> bool {
+        self.stale_before.contains(step)
+    }
+
+    /// Writes down that `step` is done, and whether it has changed files.
+    pub fn finish(&mut self, step: &str, changed: bool) -> Result<(), Failure> {
         let instance = self.record.instances.last().cloned().unwrap_or_default();
         self.record.under_way = None;
+        if !changed {
+            self.record.stale.clone_from(&self.stale_before);
+        }
+        self.record.stale.remove(step);
         self.record.done.insert(step.to_owned(), instance);
         self.save()
     }
@@ -167,7 +187,7 @@ fn compare(old: &Identity, new: &Identity) -> Result<(), Failure> {
     differ("role", &old.role, &new.role);
     differ("node.name", &old.node, &new.node);
     let nothing = String::new();
-    let keys: std::collections::BTreeSet<&String> = old.fixed.keys().chain(new.fixed.keys()).collect();
+    let keys: BTreeSet<&String> = old.fixed.keys().chain(new.fixed.keys()).collect();
     for key in keys {
         let value = |of: &Identity| of.fixed.get(key).unwrap_or(&nothing).clone();
         differ(key, &value(old), &value(new));
@@ -199,9 +219,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let host = Host::at(folder.path());
         let mut ledger = Ledger::open(&host, &identity(), "i-1").unwrap();
-        ledger.begin("certificates").unwrap();
-        ledger.finish("certificates").unwrap();
-        ledger.begin("etcd").unwrap();
+        ledger.begin("certificates", &[]).unwrap();
+        ledger.finish("certificates", false).unwrap();
+        ledger.begin("etcd", &[]).unwrap();
         let again = Ledger::open(&host, &identity(), "i-1").unwrap();
         assert!(again.is_done("certificates") && !again.is_done("etcd"));
         assert_eq!(again.interrupted(), Some("etcd"));

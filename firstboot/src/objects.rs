@@ -3,6 +3,8 @@
 //!
 //! Every control plane computes the same objects from the same NodeConfig; whoever holds the lease applies them.
 
+use std::time::SystemTime;
+
 use anyhow::{Context, Result};
 use kimage_roles::node_config::NodeConfig;
 use serde_json::{Value, json};
@@ -25,8 +27,9 @@ const NODE_TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token"
 /// All kubelets.
 const NODES_GROUP: &str = "system:nodes";
 
-/// All objects. `etcd` are the client URLs of all members. Some values are secrets: never print them.
-pub fn all(config: &NodeConfig, etcd: &[String]) -> Result<Vec<Value>> {
+/// All objects, as they should be at the moment `now`. `etcd` are the client URLs of all members. Some values are
+/// secrets: never print them.
+pub fn all(config: &NodeConfig, etcd: &[String], now: SystemTime) -> Result<Vec<Value>> {
     let secrets = config
         .secrets
         .as_ref()
@@ -39,7 +42,10 @@ pub fn all(config: &NodeConfig, etcd: &[String]) -> Result<Vec<Value>> {
     objects.extend(configuration::objects(config, etcd));
     objects.extend(bootstrap::objects(config, &ca.certificate));
     for token in &secrets.bootstrap_tokens {
-        objects.push(bootstrap::token_secret(token)?);
+        // Kubernetes has deleted an expired one and would do so again.
+        if !bootstrap::is_expired(token, now)? {
+            objects.push(bootstrap::token_secret(token)?);
+        }
     }
     objects.extend(dns::objects(config)?);
     objects.extend(network::objects(config));
@@ -93,9 +99,27 @@ mod tests {
     use super::*;
     use crate::machine::tests::control_plane;
 
+    fn at(now: &str) -> Vec<Value> {
+        let etcd = ["https://10.0.0.5:2379".to_owned()];
+        let now: jiff::Timestamp = now.parse().unwrap();
+        all(&control_plane(), &etcd, now.into()).unwrap()
+    }
+
+    #[test]
+    fn an_expired_token_is_not_put_back() {
+        let tokens = |now| {
+            let objects = at(now).into_iter();
+            objects
+                .filter(|object| object["type"] == "bootstrap.kubernetes.io/token")
+                .count()
+        };
+        assert_eq!(tokens("2029-12-31T23:59:59Z"), 1);
+        assert_eq!(tokens("2030-01-01T00:00:00Z"), 0);
+    }
+
     #[test]
     fn every_object_is_named_once_and_has_no_field_of_the_server() {
-        let objects = all(&control_plane(), &["https://10.0.0.5:2379".into()]).unwrap();
+        let objects = at("2029-12-31T23:59:59Z");
         let mut names = BTreeSet::new();
         for object in &objects {
             let metadata = &object["metadata"];
@@ -121,7 +145,8 @@ mod tests {
         let mut other = control_plane();
         other.node.name = Some("cp-2".into());
         let etcd = ["https://10.0.0.5:2379".to_owned()];
-        assert_eq!(all(&control_plane(), &etcd).unwrap(), all(&other, &etcd).unwrap());
+        let of = |config: &NodeConfig| all(config, &etcd, SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(of(&control_plane()), of(&other));
     }
 
     #[test]

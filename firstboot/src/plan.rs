@@ -38,6 +38,22 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
+impl Plan {
+    /// Names of the steps whose services have to be started anew if the step at `index` changes a file.
+    pub fn at_stake(&self, index: usize) -> Vec<&'static str> {
+        let Some((step, later)) = self.steps[index..].split_first() else {
+            return Vec::new();
+        };
+        if !step.action.changes_files() {
+            return Vec::new();
+        }
+        let all = std::iter::once(step).chain(later);
+        all.filter(|step| step.action.starts_services())
+            .map(|step| step.name)
+            .collect()
+    }
+}
+
 /// Decides what to do.
 pub fn plan(machine: &Machine) -> Result<Plan, Failure> {
     let steps = match machine.config.role {
@@ -111,4 +127,4 @@ impl fmt::Display for Plan {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -22,12 +22,12 @@ use self::machine::{Machine, Site};
 use self::writer::{Record, Writer};
 use crate::namespaces::balancer::{Balancer, PORT};
 use crate::namespaces::network::{BENCH, Network};
+use crate::random::Random;
 
 mod instances;
 pub mod keys;
 pub mod machine;
 pub mod members;
-mod random;
 pub mod writer;
 
 /// Name of every cluster.
@@ -186,8 +186,18 @@ impl<M: Machine> Cluster<M> {
 
     /// Switches all machines on at once, in an order whose seed is printed.
     pub fn start_all_shuffled(&mut self) -> Result<()> {
-        random::shuffle(&mut self.machines);
-        self.machines.iter_mut().try_for_each(Machine::start)
+        self.start_all_staggered(Duration::ZERO)
+    }
+
+    /// Switches all machines on, in an order and with pauses of at most `longest` whose seed is printed.
+    pub fn start_all_staggered(&mut self, longest: Duration) -> Result<()> {
+        let mut random = Random::announced();
+        random.shuffle(&mut self.machines);
+        for machine in &mut self.machines {
+            machine.start()?;
+            std::thread::sleep(random.duration(longest));
+        }
+        Ok(())
     }
 
     /// Cuts the power of all machines.

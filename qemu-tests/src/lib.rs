@@ -12,4 +12,5 @@ pub mod namespaces;
 pub mod packages;
 pub mod processes;
 pub mod programs;
+mod random;
 pub mod shipped;

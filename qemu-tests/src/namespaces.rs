@@ -4,6 +4,7 @@
 
 pub mod balancer;
 pub mod cluster;
+pub mod delay;
 mod kernel;
 pub mod leases;
 pub mod loss;

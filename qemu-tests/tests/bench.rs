@@ -1,6 +1,10 @@
 //! The bench itself: firmware starts, the control socket answers, a machine ends with its value.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests; what was measured is worth a line"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,6 +14,9 @@ use std::time::Duration;
 use kimage_qemu_tests::images::command;
 use kimage_qemu_tests::machine::{Blueprint, Disk, Firmware, Format, Machine};
 use kimage_qemu_tests::processes::Watched;
+
+#[path = "bench/delay.rs"]
+mod delay;
 
 const DEADLINE: Duration = Duration::from_secs(180);
 

@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 use kimage_qemu_tests::cluster::machine::Machine;
 use kimage_qemu_tests::cluster::writer::Writer;
 use kimage_qemu_tests::cluster::{Cluster, Shape, address};
+use kimage_qemu_tests::namespaces::delay::{Delay, Latency};
 use kimage_qemu_tests::namespaces::loss::Loss;
 use kimage_qemu_tests::namespaces::machine::Contained;
 
 #[path = "cluster/bad_input.rs"]
 mod bad_input;
+#[path = "cluster/formations.rs"]
+mod formations;
 #[path = "cluster/impostor.rs"]
 mod impostor;
 #[path = "cluster/kills.rs"]
@@ -25,6 +28,8 @@ mod kills;
 mod replacement;
 #[path = "cluster/starvation.rs"]
 mod starvation;
+#[path = "cluster/zones.rs"]
+mod zones;
 
 /// Generous: two cores that may compile at the same time carry eight machines.
 const FORMATION: Duration = Duration::from_secs(300);
@@ -45,6 +50,38 @@ fn lose_packets(cluster: &mut Cluster<Contained>, writer: &Writer) {
     let counts = losses.each_ref().map(|loss| loss.count().unwrap());
     println!("{counts:?} packets of e1 and cp1 were lost");
     assert!(counts.iter().all(|count| *count > 0));
+}
+
+/// What an etcd machine and a control plane send and get takes its time.
+fn delay_frames(cluster: &mut Cluster<Contained>, writer: &Writer) {
+    let [mean, jitter] = [100, 50].map(Duration::from_millis);
+    let latency = Latency { mean, jitter };
+    let delays = ["e1", "cp1"].map(|name| Delay::on(cluster.machine(name).cable(), latency).unwrap());
+    writer.wait_for_writes(50, Duration::from_secs(120)).unwrap();
+    let counts = delays.each_ref().map(Delay::count);
+    println!("{counts:?} frames of e1 and cp1 took {mean:?} ± {jitter:?} each way");
+    assert!(counts.iter().all(|count| *count > 0));
+}
+
+/// Machines are destroyed for good and others come that are called otherwise: a control plane at the same address, which
+/// the balancer knows, and a worker at another one. Nodes of machines that are gone stay and are not Ready: to remove them
+/// is the matter of whoever makes machines, such as a cloud controller.
+fn replace_by_others(cluster: &mut Cluster<Contained>, writer: &Writer) {
+    for (old, new, address) in [("cp3", "cp8", address("cp", 3)), ("w1", "w9", address("w", 9))] {
+        cluster.say(&format!("{new} takes the place of {old}"));
+        cluster.move_machine(old, new, address).unwrap();
+        cluster.wait_for_one(new, FORMATION).unwrap();
+        cluster.say(&format!("{new} is in service"));
+        writer.wait_for_writes(50, SOON).unwrap();
+    }
+    let nodes = cluster.wait_for_ready_nodes(FORMATION).unwrap();
+    cluster.say("all Nodes of machines that exist are Ready, and no others");
+    for gone in ["cp3", "w1"] {
+        assert!(
+            nodes.iter().any(|node| node["metadata"]["name"] == gone),
+            "{gone}"
+        );
+    }
 }
 
 /// The disk of an etcd machine is full; then there is room again.
@@ -82,6 +119,7 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
         .wait_for_serving_certificates(Duration::from_secs(60))
         .unwrap();
     cluster.check_encryption_at_rest(SOON).unwrap();
+    zones::system_pods_are_spread_over_zones(&cluster).unwrap();
 
     let writer = cluster.start_writer().unwrap();
     for name in ["cp2", "e3"] {
@@ -97,8 +135,10 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
     cluster.machine("cp3").cable().plug().unwrap();
     writer.wait_for_writes(20, Duration::from_secs(60)).unwrap();
     lose_packets(&mut cluster, &writer);
+    delay_frames(&mut cluster, &writer);
     fill_disk(&mut cluster, &writer);
     replacement::a_machine_is_lost_and_replaced(&mut cluster, "cp2", &writer, FORMATION).unwrap();
+    replace_by_others(&mut cluster, &writer);
     let record = writer.finish().unwrap();
     println!("{record}");
     assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());

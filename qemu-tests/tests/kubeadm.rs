@@ -276,7 +276,8 @@ fn a_real_control_plane_takes_our_files_and_its_objects_are_kubeadms() {
     let theirs = made(cluster.objects());
     cluster.delete_all_but(&before);
 
-    let objects = kimage_firstboot::objects::all(&config, &[etcd.to_owned()]).unwrap();
+    let objects =
+        kimage_firstboot::objects::all(&config, &[etcd.to_owned()], std::time::SystemTime::now()).unwrap();
     cluster.apply(&objects);
     cluster.apply(&objects);
     let ours = made(cluster.objects());

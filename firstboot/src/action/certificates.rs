@@ -54,7 +54,7 @@ impl Worker<'_> {
         // The key first: a certificate without its key would be taken for a pair that fits.
         write(&key, pair.key.reveal(), 0o600)?;
         write(&certificate, &pair.certificate, 0o644)?;
-        self.findings.changed = true;
+        self.changed = true;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The control plane of this machine, and the objects of the cluster.
 
+use std::time::SystemTime;
+
 use kimage_roles::cause::Cause;
 use serde_json::{Value, json};
 
@@ -63,7 +65,8 @@ impl Worker<'_> {
         let api = self.own_api()?;
         let failed = |error: ApiError| error.failure(Cause::ApiServerNotReady);
         let lease = Lease::take(&api, INIT, &self.machine.name)?;
-        let all = objects::all(&self.machine.config, &self.findings.etcd).or_failure(Cause::ConfigInvalid)?;
+        let all = objects::all(&self.machine.config, &self.findings.etcd, SystemTime::now());
+        let all = all.or_failure(Cause::ConfigInvalid)?;
         for object in &all {
             api.apply(object)
                 .map_err(|error| failed(error).context(name(object)))?;

@@ -14,7 +14,11 @@ impl Worker<'_> {
     /// Starts services without waiting until they are ready: that is seen from what they serve. A service that runs
     /// with older files is restarted.
     pub(super) fn start(&mut self, units: &[&str]) -> Result<(), Failure> {
-        let verb = if self.findings.changed { "restart" } else { "start" };
+        let verb = if self.stale || self.changed {
+            "restart"
+        } else {
+            "start"
+        };
         let mut words = vec!["--no-block".to_owned(), verb.to_owned()];
         words.extend(units.iter().map(|unit| (*unit).to_owned()));
         host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;

@@ -119,11 +119,11 @@ fn common(settings: &Settings) -> Map<String, Value> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Peer;
     use super::*;
 
-    fn settings() -> Settings {
+    pub(in crate::etcd) fn settings() -> Settings {
         Settings {
             identity: Identity {
                 instance: "i-1".to_owned(),

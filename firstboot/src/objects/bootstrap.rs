@@ -1,6 +1,8 @@
 //! How machines join: the cluster's identity for everybody, bootstrap tokens, and what their holders may do (kubeadm's
 //! phase bootstrap-token).
 
+use std::time::SystemTime;
+
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -65,6 +67,17 @@ pub fn cluster_info(config: &NodeConfig, ca: &str) -> Value {
         "cluster-info",
         &json!({"kubeconfig": format!("{kubeconfig:#}\n")}),
     )
+}
+
+/// Whether a token is of no more use at the moment `now`.
+pub(super) fn is_expired(token: &BootstrapToken, now: SystemTime) -> Result<bool> {
+    let Some(expires) = &token.expires else {
+        return Ok(false);
+    };
+    let expires: jiff::Timestamp = expires
+        .parse()
+        .context("secrets.bootstrapTokens: a token that expires at no time")?;
+    Ok(SystemTime::from(expires) <= now)
 }
 
 /// The Secret of a bootstrap token. It holds the token.

@@ -200,3 +200,34 @@ fn container() -> Value {
         },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_are_spread_over_hosts_always_and_over_zones_where_there_are_some() {
+        let deployment = deployment();
+        let replicas = &deployment["spec"]["replicas"];
+        let constraints = deployment.pointer("/spec/template/spec/topologySpreadConstraints");
+        let constraints = constraints.and_then(Value::as_array).unwrap();
+        let over = |topology: &str| {
+            let found = constraints.iter().filter(|one| one["topologyKey"] == topology);
+            let found: Vec<_> = found.collect();
+            assert_eq!(found.len(), 1, "{topology}");
+            assert_eq!(found[0]["maxSkew"], 1);
+            // A constraint that counts other pods spreads nothing.
+            assert_eq!(
+                found[0]["labelSelector"]["matchLabels"],
+                deployment["spec"]["template"]["metadata"]["labels"]
+            );
+            found[0]
+        };
+        let hosts = over("kubernetes.io/hostname");
+        assert_eq!(hosts["whenUnsatisfiable"], "DoNotSchedule");
+        assert_eq!(&hosts["minDomains"], replicas);
+        // Nodes without a zone must get pods too, and a cluster in one zone both replicas.
+        let zones = over("topology.kubernetes.io/zone");
+        assert_eq!(zones["whenUnsatisfiable"], "ScheduleAnyway");
+    }
+}

@@ -10,7 +10,8 @@ fn pair(name: &str) -> Value {
     json!({"certificate": pair.certificate, "key": pair.key.reveal()})
 }
 
-fn machine(role: &str, etcd: &str) -> Machine {
+/// A machine of this role, whose etcd has this layout.
+pub(crate) fn machine(role: &str, etcd: &str) -> Machine {
     let mut document = json!({
         "apiVersion": "kimage.dev/v1", "kind": "NodeConfig", "role": role,
         "cluster": {"name": "demo", "endpoint": "lb.example.com:6443"},

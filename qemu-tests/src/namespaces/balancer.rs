@@ -15,6 +15,10 @@ use crate::images::command;
 /// Port of the API, at the balancer and behind it.
 pub const PORT: u16 = 6443;
 
+/// How long `/readyz` may take. HAProxy's own choice is the pause between two checks: a control plane asks etcd on the way,
+/// and one far member of etcd that leads would have all of them taken for dead.
+const CHECK: Duration = Duration::from_secs(5);
+
 /// A running HAProxy. Dropping it ends it.
 #[derive(Debug)]
 pub struct Balancer {
@@ -69,12 +73,13 @@ impl Drop for Balancer {
 
 fn configuration(backends: &[Ipv4Addr], authority: &Path, interval: Duration) -> Result<String> {
     let mut text = format!(
-        "defaults\n  mode tcp\n  timeout connect 3s\n  timeout client 4h\n  timeout server 4h\n\
+        "defaults\n  mode tcp\n  timeout connect 3s\n  timeout client 4h\n  timeout server 4h\n  timeout check {}s\n\
          frontend api\n  bind :{PORT}\n  default_backend control-planes\n\
          backend control-planes\n  option httpchk\n  http-check connect ssl sni kubernetes\n\
          \x20 http-check send meth GET uri /readyz\n  http-check expect status 200\n\
          \x20 default-server inter {}ms fall 2 rise 1 on-marked-down shutdown-sessions check verify required \
          verifyhost kubernetes ca-file {}\n",
+        CHECK.as_secs(),
         interval.as_millis(),
         authority.display()
     );

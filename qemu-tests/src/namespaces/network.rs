@@ -72,15 +72,7 @@ impl Network {
 
     /// Does `work` with the network as this bench sees it, on a thread of its own.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                Self::enter(&self.name)?;
-                work()
-            });
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(anyhow!("a thread in network {} panicked", self.name)))
-        })
+        within(&self.name, work)
     }
 
     /// From now on this thread sees the network called `name`, and no other any more.
@@ -126,6 +118,19 @@ impl Network {
     fn ip(&self, words: &str) -> Result<()> {
         ip(&format!("-n {} {words}", self.name))
     }
+}
+
+/// Does `work` in the network called `name`, on a thread of its own.
+pub(super) fn within<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            Network::enter(name)?;
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("a thread in network {name} panicked")))
+    })
 }
 
 /// A virtual machine's connection to the bridge: the other end is QEMU's.
@@ -179,6 +184,21 @@ impl Cable {
         format!("{FOLDER}/{}", self.namespace)
     }
 
+    /// Does `work` with the network as the machine sees it, on a thread of its own.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        within(&self.namespace, work)
+    }
+
+    /// Name of the network that the cable leads to.
+    pub(super) fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// Name of the bridge's port that the cable is plugged into.
+    pub(super) fn port(&self) -> &str {
+        &self.port
+    }
+
     /// Pulls the cable: nothing gets through until [`Cable::plug`].
     pub fn unplug(&self) -> Result<()> {
         ip(&format!(
@@ -210,6 +230,7 @@ pub fn hardware_address(address: Ipv4Addr) -> String {
     format!("52:54:00:89:{high:02x}:{low:02x}")
 }
 
-fn ip(words: &str) -> Result<()> {
+/// Runs ip(8).
+pub(super) fn ip(words: &str) -> Result<()> {
     finish(command("ip").args(words.split_ascii_whitespace())).map(drop)
 }
