@@ -66,7 +66,7 @@ impl BlockCache {
     fn name(key: &Digest, options: &Options) -> String {
         let mut hasher = Hasher::new();
         hasher.field(MAGIC);
-        hasher.field(&zstd::zstd_safe::version_number().to_le_bytes());
+        hasher.field(&super::compressor_version().to_le_bytes());
         hasher.field(&options.block_size.to_le_bytes());
         hasher.field(&options.level.to_le_bytes());
         hasher.field(key.as_bytes());
