@@ -16,7 +16,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::inputs;
 use crate::lock::{self, Lock};
 use crate::partitions::root::{self, SealedRoot};
-use crate::partitions::squashfs::{self, BlockCache};
+use crate::partitions::squashfs::{Ahead, BlockCache};
 use crate::partitions::{boot, uki::Uki};
 use crate::progress::Progress;
 use crate::release::bill::{self, Bill};
@@ -26,7 +26,7 @@ use crate::release::pcr::Pcr11;
 use crate::release::{self, names};
 use crate::sign::{Signer, authenticode, keys, ovmf_vars};
 use crate::store::Store;
-use crate::tree::{self, Assembled, Baked, Workshop};
+use crate::tree::{self, Assembled, Baked, Entry, TreePath, Workshop};
 use disks::Disks;
 use unchanged::Key;
 
@@ -106,40 +106,30 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
     let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
 
     let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
-    let blocks = order
-        .cache
-        .then(|| blocks(order, &definition, &baked, store, progress))
-        .transpose()?;
-
-    let task = progress.task("assemble the root filesystem", None);
-    let options = tree::Options {
-        cache: order.cache,
-        workshop: Workshop {
-            program: None,
-            jobs: order.jobs,
-        },
-    };
-    let assembled = tree::assemble(&definition, &lock, store, baked, progress, &options)?;
-    task.done();
+    let caches = order.cache.then(|| Caches::open(store)).transpose()?;
+    let assembled = assemble(order, &definition, &lock, store, baked, caches.as_ref(), progress)?;
 
     let scratch = store.scratch()?;
-    let sealed = seal(
-        order,
-        &definition,
-        &assembled,
-        blocks.as_ref(),
-        scratch.path(),
-        progress,
-    )?;
+    let init = init(&built)?;
+    let (sealed, initrd) = std::thread::scope(|scope| {
+        // On another processor: sealing is not always work for all of them.
+        let initrd = scope.spawn(|| boot::initrd(&definition, &assembled, &init));
+        let blocks = caches.as_ref().map(|caches| &caches.blocks);
+        let sealed = seal(order, &definition, &assembled, blocks, scratch.path(), progress);
+        let initrd = initrd
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        anyhow::Ok((sealed?, initrd?))
+    })?;
     let slot = slot(&definition, &sealed)?;
-    let unsigned = boot::uki(&definition, &assembled, &sealed, &init(&built)?)?;
-    for pattern in &unsigned.unmatched {
+    for pattern in &initrd.unmatched {
         let kernel = &assembled.kernel.version;
         progress.warn(&format!(
             "images/{}/image.toml: stage0-hardware: kernel {kernel} has no module `{pattern}`",
             order.image
         ));
     }
+    let unsigned = boot::uki(&definition, &assembled, &sealed, &initrd)?;
     let signed = Signed::new(&unsigned, &assembled, signer)?;
 
     let content = disks::Content {
@@ -181,20 +171,59 @@ fn prepare(order: &Order) -> Result<(Definition, Lock)> {
     Ok((definition, lock))
 }
 
-/// The caches of compressed blocks, with those of the components in them: a component is compiled once and compressed
-/// once, however many images it goes into.
-fn blocks(
+/// The caches of compressed blocks.
+struct Caches {
+    /// Those of components: one is compiled once and compressed once, however many images it goes into.
+    components: BlockCache,
+    /// All others. Finds the components' as well.
+    blocks: BlockCache,
+}
+
+impl Caches {
+    fn open(store: &Store) -> Result<Self> {
+        let components = BlockCache::open(&store.cache(COMPONENT_BLOCKS)?, COMPONENT_BLOCKS_LIMIT)?;
+        let blocks = BlockCache::open(&store.cache(BLOCKS)?, BLOCKS_LIMIT)?.reading(&components);
+        Ok(Self { components, blocks })
+    }
+}
+
+/// The root filesystem. While packages are unpacked and their scripts run, one after the other, the other processors
+/// compress what is known already: components, then files of packages.
+fn assemble(
     order: &Order,
     definition: &Definition,
-    baked: &Baked,
+    lock: &Lock,
     store: &Store,
+    baked: Baked,
+    caches: Option<&Caches>,
     progress: &Progress,
-) -> Result<BlockCache> {
-    let components = BlockCache::open(&store.cache(COMPONENT_BLOCKS)?, COMPONENT_BLOCKS_LIMIT)?;
-    let options = root::options(&definition.image.manifest.root, order.jobs);
-    let files = baked.files.iter().map(|(path, entry)| (path, entry));
-    squashfs::prepare(files, &options, &components, "components", progress).context("compress components")?;
-    Ok(BlockCache::open(&store.cache(BLOCKS)?, BLOCKS_LIMIT)?.reading(&components))
+) -> Result<Assembled> {
+    let task = progress.task("assemble the root filesystem", None);
+    let format = root::options(&definition.image.manifest.root, order.jobs);
+    let ahead = caches.map(|caches| (Ahead::start(&format, progress), caches));
+    let foreseen = |files: &[(TreePath, Entry)]| {
+        if let Some((ahead, caches)) = &ahead {
+            ahead.add(files.iter().map(|(path, entry)| (path, entry)), &caches.blocks);
+        }
+    };
+    if let Some((ahead, caches)) = &ahead {
+        let files = baked.files.iter().map(|(path, entry)| (path, entry));
+        ahead.add(files, &caches.components);
+    }
+    let options = tree::Options {
+        cache: order.cache,
+        workshop: Workshop {
+            program: None,
+            jobs: order.jobs,
+            foreseen: Some(&foreseen),
+        },
+    };
+    let assembled = tree::assemble(definition, lock, store, baked, progress, &options)?;
+    task.done();
+    if let Some((ahead, _)) = ahead {
+        ahead.finish();
+    }
+    Ok(assembled)
 }
 
 fn seal(
@@ -308,7 +337,7 @@ fn describe(
             hash: sealed.root_hash,
             salt: sealed.salt,
             size: sealed.size,
-            sha256: sealed.sha256,
+            sha256: disks.root,
             entries: assembled.tree.entries().len() as u64,
         },
         kernel: manifest::Kernel {

@@ -27,5 +27,5 @@ mod value;
 
 pub use assemble::{Assembled, Baked, InstalledPackage, Options, assemble, definition_folders, fingerprint};
 pub use kernel::Kernel;
-pub use layer::Workshop;
+pub use layer::{Foreseen, Workshop};
 pub use value::{Content, Entry, Kind, Tree, TreePath};

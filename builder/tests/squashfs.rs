@@ -14,7 +14,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kimage_builder::digest::Digest;
-use kimage_builder::partitions::squashfs::{BlockCache, Node, Options, Reader, prepare, write};
+use kimage_builder::partitions::squashfs::{Ahead, BlockCache, Node, Options, Reader, write};
 use kimage_builder::progress::Progress;
 use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use oracle::tool;
@@ -563,23 +563,32 @@ mod hostile {
     }
 }
 
+fn compress_ahead(tree: &Tree, cache: &BlockCache) {
+    let ahead = Ahead::start(&OPTIONS, &Progress::silent());
+    ahead.add(tree.entries(), cache);
+    ahead.finish();
+}
+
+fn count(place: &Path) -> usize {
+    fs::read_dir(place).unwrap().count()
+}
+
 #[test]
-fn prepared_files_are_not_compressed_again_and_change_no_byte() {
+fn files_compressed_ahead_are_not_compressed_again_and_change_no_byte() {
     let folder = TempDir::new().unwrap();
     let tree = rich_tree(folder.path());
     let plain = image(&tree, &OPTIONS, None);
-    let places = ["prepared", "rest", "all"].map(|name| folder.path().join(name));
-    let [prepared, rest, all] = places
+    let places = ["ahead", "rest", "all"].map(|name| folder.path().join(name));
+    let [ahead, rest, all] = places
         .each_ref()
         .map(|place| BlockCache::open(place, 1 << 30).unwrap());
-    let count = |place: &Path| fs::read_dir(place).unwrap().count();
-    prepare(tree.entries(), &OPTIONS, &prepared, "files", &Progress::silent()).unwrap();
+    compress_ahead(&tree, &ahead);
     let big = count(&places[0]);
     assert!(big > 0);
     // The content is no longer there to be compressed again.
     fs::remove_file(folder.path().join("content")).unwrap();
-    prepare(tree.entries(), &OPTIONS, &prepared, "files", &Progress::silent()).unwrap();
-    assert!(image(&tree, &OPTIONS, Some(&rest.reading(&prepared))) == plain);
+    compress_ahead(&tree, &ahead);
+    assert!(image(&tree, &OPTIONS, Some(&rest.reading(&ahead))) == plain);
     rich_tree(folder.path());
     assert!(image(&tree, &OPTIONS, Some(&all)) == plain);
     assert_eq!(
@@ -587,4 +596,26 @@ fn prepared_files_are_not_compressed_again_and_change_no_byte() {
         big + count(&places[1]),
         "each block is in one of them"
     );
+}
+
+#[test]
+fn a_file_that_changed_before_it_was_compressed_leaves_nothing_in_the_cache() {
+    let folder = TempDir::new().unwrap();
+    let tree = rich_tree(folder.path());
+    let plain = image(&tree, &OPTIONS, None);
+    let place = folder.path().join("cache");
+    let cache = BlockCache::open(&place, 1 << 30).unwrap();
+    let content = folder.path().join("content");
+    let bytes = fs::read(&content).unwrap();
+    let mut changed = bytes.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    for other in [&changed[..], &bytes[..bytes.len() - 1], b""] {
+        fs::write(&content, other).unwrap();
+        compress_ahead(&tree, &cache);
+        assert_eq!(count(&place), 0, "a file of {} bytes", other.len());
+    }
+    fs::write(&content, &bytes).unwrap();
+    compress_ahead(&tree, &cache);
+    assert!(count(&place) > 0);
+    assert!(image(&tree, &OPTIONS, Some(&cache)) == plain);
 }

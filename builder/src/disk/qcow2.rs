@@ -88,6 +88,8 @@ struct Writer<'a> {
     entries: Vec<u64>,
     /// Count per host cluster.
     refcounts: Vec<u16>,
+    /// The batch at hand: memory that is used again need not be cleared by the kernel again.
+    bytes: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
@@ -101,12 +103,14 @@ impl<'a> Writer<'a> {
             packed: 0,
             entries: vec![0; clusters],
             refcounts: vec![1],
+            bytes: Vec::new(),
         }
     }
 
     /// Takes over the guest's bytes from `start` to `end`.
     fn batch(&mut self, source: &File, start: u64, end: u64) -> Result<()> {
-        let mut bytes = vec![0; (end - start) as usize];
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.resize((end - start) as usize, 0);
         source.read_exact_at(&mut bytes, start).context("read raw disk")?;
         // Only the last cluster of the disk can be short.
         bytes.resize(bytes.len().next_multiple_of(CLUSTER), 0);
@@ -134,6 +138,7 @@ impl<'a> Writer<'a> {
                 }
             }
         }
+        self.bytes = bytes;
         Ok(())
     }
 

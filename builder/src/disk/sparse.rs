@@ -70,12 +70,16 @@ fn copy_by_hand(from: &File, to: &File, start: u64, end: u64, offset: u64) -> io
 
 /// The digest of `length` bytes of `file` from `start` on; holes are not read but hashed as the zeros they are.
 pub fn digest(file: &File, start: u64, length: u64) -> io::Result<Digest> {
-    use std::os::unix::fs::FileExt;
+    let mut hasher = Hasher::new();
+    hash(file, start, length, &mut hasher)?;
+    Ok(hasher.finish())
+}
 
+/// Adds `length` bytes of `file` from `start` on to `hasher`; holes are not read but hashed as the zeros they are.
+pub fn hash(file: &File, start: u64, length: u64, hasher: &mut Hasher) -> io::Result<()> {
     const PIECE: usize = 1 << 18;
     let zeros = vec![0; PIECE];
     let mut buffer = vec![0; PIECE];
-    let mut hasher = Hasher::new();
     let mut position = start;
     let end = start + length;
     while position < end {
@@ -93,7 +97,7 @@ pub fn digest(file: &File, start: u64, length: u64) -> io::Result<Digest> {
             position += count as u64;
         }
     }
-    Ok(hasher.finish())
+    Ok(())
 }
 
 /// Whether `length` bytes of `file` from `start` on are all zero; holes are not read.

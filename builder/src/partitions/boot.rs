@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
-use super::initrd;
+use super::initrd::{self, Initrd};
 use super::root::SealedRoot;
 use super::uki::{self, Section, SectionKind};
 use crate::definition::Definition;
@@ -26,28 +26,31 @@ pub struct UnsignedUki {
     pub version: String,
     /// The command line in it.
     pub command_line: String,
-    /// Patterns of `stage0-hardware` that no module of this kernel matches.
-    pub unmatched: Vec<String>,
 }
 
-/// Puts kernel, stage 0 and command line together. `init` is the stage 0 program.
+/// The initrd with stage 0, whose program is `init`. It is the same whatever becomes of the root filesystem.
+pub fn initrd(definition: &Definition, assembled: &Assembled, init: &[u8]) -> Result<Initrd> {
+    let kernel = &definition.image.manifest.kernel;
+    initrd::build(
+        init,
+        &assembled.tree,
+        &assembled.kernel.version,
+        &kernel.stage0_always,
+        &kernel.stage0_hardware,
+    )
+    .context("write the initrd")
+}
+
+/// Puts kernel, initrd and command line together.
 pub fn uki(
     definition: &Definition,
     assembled: &Assembled,
     sealed: &SealedRoot,
-    init: &[u8],
+    initrd: &Initrd,
 ) -> Result<UnsignedUki> {
     let kernel = &definition.image.manifest.kernel;
     let release = &assembled.kernel.version;
     let (tree, stub) = (&assembled.tree, assembled.kernel.stub.read()?);
-    let initrd = initrd::build(
-        init,
-        tree,
-        release,
-        &kernel.stage0_always,
-        &kernel.stage0_hardware,
-    )
-    .context("write the initrd")?;
     let version = version(tree.mtime(), sealed)?;
     let mut words = vec![
         format!("roothash={}", sealed.root_hash),
@@ -70,7 +73,6 @@ pub fn uki(
         bytes,
         version,
         command_line,
-        unmatched: initrd.unmatched,
     })
 }
 

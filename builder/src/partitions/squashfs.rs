@@ -4,6 +4,7 @@
 //! [`write`] gives the same bytes on every machine: nothing but the tree and the options goes in, neither the number
 //! of threads nor a clock nor what the [`BlockCache`] holds.
 
+mod ahead;
 mod cache;
 mod compress;
 mod format;
@@ -17,11 +18,12 @@ use std::io::{Seek, SeekFrom, Write};
 
 use anyhow::{Context, Result, ensure};
 
+pub use ahead::Ahead;
 pub use cache::BlockCache;
 pub use reader::{Entries, FileContent, FileReader, Metadata, Node, Reader};
 
 use crate::progress::Progress;
-use crate::tree::{Entry, Tree, TreePath};
+use crate::tree::Tree;
 use compress::Stored;
 use format::Superblock;
 
@@ -70,7 +72,7 @@ pub fn write(
     out.write_all(&compressor_options(options.level))?;
 
     let layout = layout::plan(tree, block_size)?;
-    let stored = compress::store(&layout.extents, options, cache, out, "root filesystem", progress)?;
+    let stored = compress::store(&layout.extents, options, cache, out, progress)?;
     let inodes = inodes::write(tree, &layout, &stored, block_size, options.level)?;
     let fragments = &stored[layout.first_fragment..];
 
@@ -90,17 +92,9 @@ pub fn write(
     Ok(Written { bytes })
 }
 
-/// Compresses the big ones among `files` into `cache`, so that images which hold them find them there: done once, when
-/// they are new. `what` they are is for the user.
-pub fn prepare<'a>(
-    files: impl IntoIterator<Item = (&'a TreePath, &'a Entry)>,
-    options: &Options,
-    cache: &BlockCache,
-    what: &str,
-    progress: &Progress,
-) -> Result<()> {
-    let extents = layout::big_files(files, options.block_size);
-    compress::prepare(extents, options, cache, what, progress)
+/// The version of the compressor: other versions may make other bytes.
+pub fn compressor_version() -> u32 {
+    zstd::zstd_safe::version_number()
 }
 
 /// The zstd level as a stored metadata block (squashfs-tools, `zstd_wrapper.c`); the kernel skips it, tools show it.

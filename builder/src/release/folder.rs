@@ -54,12 +54,7 @@ impl Staging {
 
     /// Puts the folder in place of the old one, durably.
     pub fn publish(mut self) -> Result<PathBuf> {
-        for entry in std::fs::read_dir(&self.temporary)? {
-            let path = entry?.path();
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .with_context(|| format!("sync {}", path.display()))?;
-        }
+        self.sync_files()?;
         File::open(&self.temporary)?.sync_all()?;
         let context = || format!("put {} in place", self.place.display());
         if self.place.exists() {
@@ -78,6 +73,28 @@ impl Staging {
         }
         self.published = true;
         Ok(self.place.clone())
+    }
+
+    /// Returns when the files are on the disk. They are synced side by side: filesystems commit together what is asked
+    /// for at one time.
+    fn sync_files(&self) -> Result<()> {
+        let entries: Vec<_> = std::fs::read_dir(&self.temporary)?.collect::<Result<_, _>>()?;
+        let sync = |path: PathBuf| {
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .with_context(|| format!("sync {}", path.display()))
+        };
+        std::thread::scope(|scope| {
+            let synced: Vec<_> = entries
+                .iter()
+                .map(|entry| scope.spawn(move || sync(entry.path())))
+                .collect();
+            synced.into_iter().try_for_each(|synced| {
+                synced
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
     }
 
     /// Removes what a killed run left.

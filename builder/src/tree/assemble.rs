@@ -74,12 +74,12 @@ pub struct Baked {
 }
 
 /// How to assemble: nothing of it shows in the result.
-#[derive(Debug, Clone)]
-pub struct Options {
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
     /// Reuse cached layers.
     pub cache: bool,
-    /// Where and how layers are made.
-    pub workshop: Workshop,
+    /// Where and how layers are made. It hears of those files only that the image will hold.
+    pub workshop: Workshop<'a>,
 }
 
 /// Assembles the root filesystem of `definition` from the packages that `lock` names and `store` holds, and the
@@ -94,10 +94,22 @@ pub fn assemble(
     store: &Store,
     baked: Baked,
     progress: &Progress,
-    options: &Options,
+    options: &Options<'_>,
 ) -> Result<Assembled> {
     let leave_outs = LeaveOuts::new(all_leave_outs(definition), &definition.image.manifest.kernel)?;
-    let layers = layers(definition, lock, store, progress, options)?;
+    let foreseen = |files: &[(TreePath, Entry)]| {
+        if let Some(foreseen) = options.workshop.foreseen {
+            let stays = |path: &TreePath| !leave_outs.leaves_out(path) && !kernel::takes(path);
+            let files = files.iter().filter(|(path, _)| stays(path)).cloned();
+            foreseen(&files.collect::<Vec<_>>());
+        }
+    };
+    let workshop = Workshop {
+        foreseen: Some(&foreseen),
+        ..options.workshop
+    };
+    let options = Options { workshop, ..*options };
+    let layers = layers(definition, lock, store, progress, &options)?;
     let mut tree = Tree::new(lock.epoch);
     for (layer, _) in &layers {
         layer.apply(&mut tree)?;
@@ -153,7 +165,7 @@ fn layers(
     lock: &Lock,
     store: &Store,
     progress: &Progress,
-    options: &Options,
+    options: &Options<'_>,
 ) -> Result<Vec<(Layer, Held)>> {
     let image = &definition.image.manifest;
     let role = &definition.role;
@@ -194,7 +206,7 @@ fn layers(
 fn cached(
     store: &Store,
     key: &Digest,
-    options: &Options,
+    options: &Options<'_>,
     build: impl Fn(&Path) -> Result<super::configure::Timing>,
 ) -> Result<(Layer, Held)> {
     let make = |folder: &Path| build(folder).map(drop);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::assemble::Baked;
 use super::containerd::{self, Config, Image};
-use super::value::{Content, Entry, Kind, TreePath};
+use super::value::{Content, Entry, TreePath};
 use crate::components::{BuiltComponent, InstalledFile, OciImage};
 use crate::definition::Component;
 
@@ -50,18 +50,8 @@ pub fn bake(definitions: &[Component], built: &[BuiltComponent], epoch: u32) -> 
 }
 
 fn entry(file: &InstalledFile) -> Entry {
-    let kind = Kind::File {
-        content: Content::File(file.source.clone()),
-        size: file.size,
-        digest: file.digest,
-    };
-    Entry {
-        mode: file.mode,
-        uid: 0,
-        gid: 0,
-        xattrs: BTreeMap::new(),
-        kind,
-    }
+    let content = Content::File(file.source.clone());
+    Entry::file(file.mode, content, file.size, file.digest)
 }
 
 fn container_image(image: &OciImage) -> Result<Image> {

@@ -2,7 +2,7 @@
 //!
 //! Policy: the definition alone says which units run, so the programs that packages use to enable, start or ask
 //! about services do nothing here ([`SILENT`]). `dpkg-maintscript-helper` only acts on upgrades, and `depmod` runs
-//! once at the end instead of once per kernel package. They are shadowed by entries of `PATH`, not changed.
+//! once, beside the scripts, instead of once per kernel package. They are shadowed by entries of `PATH`, not changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -98,12 +98,20 @@ impl Visit<'_> {
     }
 }
 
-/// Configures the packages of `rounds`, one round after the other: all of the tree that are unpacked, in the order
-/// of [`order`]. `commands` run afterwards, each a shell line. `scratch` is an empty folder of the host.
+/// What runs in the sandbox.
+pub struct Script<'a> {
+    /// The packages, configured one round after the other: all of the tree that are unpacked, in the order of [`order`].
+    pub rounds: [&'a [Package]; 2],
+    /// A shell line that runs from the beginning on, beside the packages' scripts: they must not need each other.
+    pub beside: Option<&'a str>,
+    /// A shell line that runs afterwards.
+    pub after: &'a str,
+}
+
+/// Runs `script`. `scratch` is an empty folder of the host.
 pub fn configure(
     sandbox: Sandbox,
-    rounds: [&[Package]; 2],
-    commands: &[String],
+    script: &Script<'_>,
     scratch: &Path,
     task: &Task,
 ) -> Result<(Owners, Timing)> {
@@ -112,11 +120,7 @@ pub fn configure(
     for name in SILENT {
         std::os::unix::fs::symlink("/usr/bin/true", bin.join(name))?;
     }
-    put(
-        &scratch.join("configure"),
-        script(rounds, commands).as_bytes(),
-        0o755,
-    )?;
+    put(&scratch.join("configure"), script.text().as_bytes(), 0o755)?;
     let mut sandbox = sandbox
         .bind(scratch, Path::new(INSIDE))
         .env(
@@ -159,36 +163,49 @@ pub fn configure(
     Ok((outcome.owners, timing))
 }
 
-/// The shell script that the sandbox runs. Package names are checked characters, so they need no quotes.
-fn script(rounds: [&[Package]; 2], commands: &[String]) -> String {
-    let mut text = String::from("set -e\numask 022\ncd /\nexport DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg\n");
-    text.push_str("fail() { echo \"kimage: the preinst script of $1 failed\"; exit 1; }\n");
-    for package in rounds
-        .into_iter()
-        .flatten()
-        .filter(|package| package.control_file("preinst").is_some())
-    {
-        let (name, architecture) = (&package.name, &package.architecture);
-        let _ = writeln!(
-            text,
-            "echo 'kimage: preinst of {name}'\n\
-             DPKG_MAINTSCRIPT_PACKAGE={name} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_ARCH={architecture} \
-             DPKG_MAINTSCRIPT_NAME=preinst /var/lib/dpkg/info/{}.preinst install || fail {name}",
-            package.info_name()
-        );
-    }
-    // dpkg configures in the order given wherever dependencies allow.
-    for round in rounds.into_iter().filter(|round| !round.is_empty()) {
-        text.push_str("dpkg --log=/dev/null --force-confold --configure");
-        for package in round {
-            let _ = write!(text, " {}", package.name);
+impl Script<'_> {
+    /// The shell script that the sandbox runs. Package names are checked characters, so they need no quotes.
+    fn text(&self) -> String {
+        let mut text =
+            String::from("set -e\numask 022\ncd /\nexport DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg\n");
+        text.push_str("fail() { echo \"kimage: the preinst script of $1 failed\"; exit 1; }\n");
+        if let Some(beside) = self.beside {
+            let _ = writeln!(text, "{{ {beside}; }} &\nbeside=$!");
         }
-        text.push('\n');
+        for package in self
+            .rounds
+            .into_iter()
+            .flatten()
+            .filter(|package| package.control_file("preinst").is_some())
+        {
+            let (name, architecture) = (&package.name, &package.architecture);
+            let _ = writeln!(
+                text,
+                "echo 'kimage: preinst of {name}'\n\
+                 DPKG_MAINTSCRIPT_PACKAGE={name} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_ARCH={architecture} \
+                 DPKG_MAINTSCRIPT_NAME=preinst /var/lib/dpkg/info/{}.preinst install || fail {name}",
+                package.info_name()
+            );
+        }
+        // dpkg configures in the order given wherever dependencies allow.
+        for round in self.rounds.into_iter().filter(|round| !round.is_empty()) {
+            text.push_str("dpkg --log=/dev/null --force-confold --configure");
+            for package in round {
+                let _ = write!(text, " {}", package.name);
+            }
+            text.push('\n');
+        }
+        if let Some(beside) = self.beside {
+            step(&mut text, beside, "wait $beside");
+        }
+        step(&mut text, self.after, self.after);
+        text
     }
-    for command in commands {
-        let _ = writeln!(text, "echo 'kimage: {}'\n{command}", command.replace('\'', ""));
-    }
-    text
+}
+
+/// Adds a shell line to the script, and a line that tells the log what runs.
+fn step(text: &mut String, what: &str, line: &str) {
+    let _ = writeln!(text, "echo 'kimage: {}'\n{line}", what.replace('\'', ""));
 }
 
 /// Refuses diversions that would have moved a file of the unpacked packages.

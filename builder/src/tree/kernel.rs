@@ -23,6 +23,12 @@ pub struct Kernel {
     pub boot_loader: Entry,
 }
 
+/// Whether [`take`] takes `path` out of a tree.
+pub fn takes(path: &TreePath) -> bool {
+    let below = |folder: &str| path.to_bytes().starts_with(format!("{folder}/").as_bytes());
+    below("boot") || below(EFI)
+}
+
 /// Takes the kernel and the EFI programs out of `tree`, with everything else that boots from elsewhere.
 pub fn take(tree: &mut Tree) -> Result<Kernel> {
     let modules = TreePath::parse(b"usr/lib/modules")?;

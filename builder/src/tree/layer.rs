@@ -2,7 +2,7 @@
 //! it. A layer is an artifact of the store: `root/` holds its files, `index` what they are ([`super::index`]).
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use super::sandbox::{Owner, Owners, Sandbox};
 use super::scan::{self, Knowledge};
 use super::unpack::{self, Below, Unpacked, merged};
 use super::users::{self, Accounts};
-use super::value::{Entry, Kind, Tree, TreePath};
+use super::value::{Content, Entry, Kind, Tree, TreePath};
 use crate::definition::image::{Group, User};
 use crate::digest::{Digest, Hasher};
 use crate::progress::Progress;
@@ -29,7 +29,7 @@ const VERSION: &str = "kimage layer 1";
 const INDEX: &str = "index";
 const ROOT: &str = "root";
 
-/// Runs after all packages are configured, because scripts that call it run before the modules are complete.
+/// Modules are complete once they are unpacked, and no script changes them.
 const DEPMOD: &str = "for folder in /usr/lib/modules/*/; do [ ! -d \"$folder\" ] || /usr/sbin/depmod \"$(basename \"$folder\")\"; done";
 /// The cache of shared libraries, whatever the scripts did.
 const LDCONFIG: &str = "/usr/sbin/ldconfig";
@@ -64,13 +64,18 @@ pub struct Recipe<'a> {
 }
 
 /// How layers are made on this machine: nothing of it shows in the result.
-#[derive(Debug, Clone)]
-pub struct Workshop {
+#[derive(Clone, Copy)]
+pub struct Workshop<'a> {
     /// The program that is the sandbox's inside: `kimage` itself where the caller is another one.
-    pub program: Option<PathBuf>,
+    pub program: Option<&'a Path>,
     /// Threads.
     pub jobs: usize,
+    /// Who is told of a layer's files once they are unpacked, long before the layer is finished.
+    pub foreseen: Option<Foreseen<'a>>,
 }
+
+/// Is told of files that packages have brought. Scripts may still change or remove them.
+pub type Foreseen<'a> = &'a dyn Fn(&[(TreePath, Entry)]);
 
 /// A loaded layer.
 pub struct Layer {
@@ -147,7 +152,7 @@ impl Layer {
 pub fn build_base(
     folder: &Path,
     recipe: &Recipe<'_>,
-    workshop: &Workshop,
+    workshop: &Workshop<'_>,
     progress: &Progress,
 ) -> Result<Timing> {
     let root = make_root(folder)?;
@@ -163,11 +168,15 @@ pub fn build_base(
     database.write(&root)?;
     dpkg::write_triggers(&root, packages, None, &unpacked.lists)?;
     let mut sandbox = Sandbox::directory(&root).owners(&initial_owners(&unpacked, &accounts));
-    if let Some(program) = &workshop.program {
+    if let Some(program) = workshop.program {
         sandbox = sandbox.program(program);
     }
-    let commands = [DEPMOD.to_owned(), LDCONFIG.to_owned()];
-    let (owners, timing) = configure_all(sandbox, opened.rounds(), &commands, folder, progress)?;
+    let script = configure::Script {
+        rounds: opened.rounds(),
+        beside: Some(DEPMOD),
+        after: LDCONFIG,
+    };
+    let (owners, timing) = configure_all(sandbox, &script, folder, progress)?;
     check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
     let knowledge = Knowledge {
@@ -184,7 +193,7 @@ pub fn build_role(
     folder: &Path,
     base: &Layer,
     recipe: &Recipe<'_>,
-    workshop: &Workshop,
+    workshop: &Workshop<'_>,
     progress: &Progress,
 ) -> Result<Timing> {
     let root = make_root(folder)?;
@@ -227,10 +236,15 @@ pub fn build_role(
         }
     }
     let mut sandbox = Sandbox::overlay(&[base.root()], &root, &work).owners(&owners);
-    if let Some(program) = &workshop.program {
+    if let Some(program) = workshop.program {
         sandbox = sandbox.program(program);
     }
-    let (owners, timing) = configure_all(sandbox, opened.rounds(), &[LDCONFIG.to_owned()], folder, progress)?;
+    let script = configure::Script {
+        rounds: opened.rounds(),
+        beside: None,
+        after: LDCONFIG,
+    };
+    let (owners, timing) = configure_all(sandbox, &script, folder, progress)?;
     check(&root, &accounts, packages, &unpacked)?;
     database.finish(&root)?;
     let knowledge = Knowledge {
@@ -313,7 +327,7 @@ fn unpack_all(
     recipe: &Recipe<'_>,
     opened: &Opened,
     below: Option<Below<'_>>,
-    workshop: &Workshop,
+    workshop: &Workshop<'_>,
     progress: &Progress,
 ) -> Result<Unpacked> {
     let task = progress.task("unpack packages", Some(opened.debs.len() as u64));
@@ -326,20 +340,40 @@ fn unpack_all(
     };
     let unpacked = unpack::unpack(root, &opened.debs, &opened.packages, &options, &task)?;
     task.done();
+    if let Some(foreseen) = workshop.foreseen {
+        foreseen(&files(root, &unpacked));
+    }
     Ok(unpacked)
+}
+
+/// The files of packages as they have been unpacked.
+fn files(root: &Path, unpacked: &Unpacked) -> Vec<(TreePath, Entry)> {
+    let file = |(path, origin): (&TreePath, &unpack::Origin)| {
+        let (size, digest) = origin.file?;
+        let content = Content::File(path.under(root));
+        Some((path.clone(), Entry::file(0o644, content, size, digest)))
+    };
+    unpacked.origins.iter().filter_map(file).collect()
 }
 
 fn configure_all(
     sandbox: Sandbox,
-    rounds: [&[Package]; 2],
-    commands: &[String],
+    script: &configure::Script<'_>,
     folder: &Path,
     progress: &Progress,
 ) -> Result<(Owners, Timing)> {
     let task = progress.task("configure packages", None);
     let scratch = folder.join("scratch");
     DirBuilder::new().mode(0o700).create(&scratch)?;
-    let result = configure::configure(sandbox, rounds, commands, &scratch, &task)?;
+    let opened = File::open(folder)?;
+    let result = std::thread::scope(|scope| {
+        // The store syncs a layer before it shows it. What was unpacked goes to the disk while scripts run, so that
+        // little is left for then; whatever is wrong with the disk shows then too.
+        scope.spawn(|| {
+            let _ = rustix::fs::syncfs(&opened);
+        });
+        configure::configure(sandbox, script, &scratch, &task)
+    })?;
     fs::remove_dir_all(&scratch)?;
     task.done();
     Ok(result)

@@ -82,14 +82,17 @@ impl LeaveOuts {
             || (below_any(&text, &PASSIVE) && self.files.matches(&format!("/{text}")))
     }
 
+    /// Whether the image does without a file of this `path`.
+    pub fn leaves_out(&self, path: &TreePath) -> bool {
+        let text = text(path);
+        self.files.matches(&format!("/{text}")) || self.is_module_left_out(&text)
+    }
+
     /// Removes what the globs match, and the folders that are empty because of it.
     pub fn apply(&self, tree: &mut Tree) {
         let doomed: Vec<TreePath> = tree
             .entries()
-            .filter(|(path, _)| {
-                let text = text(path);
-                self.files.matches(&format!("/{text}")) || self.is_module_left_out(&text)
-            })
+            .filter(|(path, _)| self.leaves_out(path))
             .map(|(path, _)| path.clone())
             .collect();
         // Deepest first: a folder that matches stays while `keep` holds something in it.

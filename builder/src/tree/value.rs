@@ -233,10 +233,16 @@ impl Entry {
     /// A file of root's with `bytes` as content.
     pub fn bytes(mode: u16, bytes: impl Into<Arc<[u8]>>) -> Self {
         let bytes = bytes.into();
+        let (size, digest) = (bytes.len() as u64, Digest::of(&bytes));
+        Self::file(mode, Content::Bytes(bytes), size, digest)
+    }
+
+    /// A file of root's whose `content` has `size` bytes with this `digest`.
+    pub fn file(mode: u16, content: Content, size: u64, digest: Digest) -> Self {
         let kind = Kind::File {
-            size: bytes.len() as u64,
-            digest: Digest::of(&bytes),
-            content: Content::Bytes(bytes),
+            content,
+            size,
+            digest,
         };
         Self {
             mode,

@@ -178,16 +178,17 @@ pub(crate) fn workplace(folder: &Path) -> (Definition, Lock, Store) {
 /// Name of the variable that tells a child of these tests where `kimage` is.
 pub(crate) const PROGRAM: &str = "KIMAGE_TEST_PROGRAM";
 
-pub(crate) fn program() -> PathBuf {
+pub(crate) fn program() -> &'static Path {
     static PROGRAM_PATH: OnceLock<PathBuf> = OnceLock::new();
     let find = || std::env::var_os(PROGRAM).map_or_else(|| kimage().unwrap().to_owned(), PathBuf::from);
-    PROGRAM_PATH.get_or_init(find).clone()
+    PROGRAM_PATH.get_or_init(find)
 }
 
-pub(crate) fn options(jobs: usize) -> Options {
+pub(crate) fn options(jobs: usize) -> Options<'static> {
     let workshop = Workshop {
         program: Some(program()),
         jobs,
+        foreseen: None,
     };
     Options {
         cache: true,

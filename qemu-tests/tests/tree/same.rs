@@ -28,12 +28,15 @@ fn another_user_folder_umask_and_number_of_threads_give_the_same_tree() {
     let other = folder.path().join("a longer name");
     std::fs::create_dir(&other).unwrap();
     fill(&other);
-    let [test, kimage] =
-        [(std::env::current_exe().unwrap(), "test"), (program(), "kimage")].map(|(from, name)| {
-            let to = folder.path().join(name);
-            std::fs::copy(from, &to).unwrap();
-            to
-        });
+    let [test, kimage] = [
+        (std::env::current_exe().unwrap(), "test"),
+        (program().to_owned(), "kimage"),
+    ]
+    .map(|(from, name)| {
+        let to = folder.path().join(name);
+        std::fs::copy(from, &to).unwrap();
+        to
+    });
     let own = Tool::new("/bin/chown").args(["-R", "65534:65534"]);
     own.arg(folder.path()).run().unwrap();
     let script = "umask 077; exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" --ignored --exact --nocapture same::child_prints_a_fingerprint";

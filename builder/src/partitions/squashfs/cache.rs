@@ -2,7 +2,7 @@
 //! compress it again.
 //!
 //! One file per extent, named by what determines its bytes: content, block size, level and zstd version. It holds
-//! the compressed blocks, then a table (for each block its size word and the first half of its SHA-256), then a
+//! the compressed blocks, then a table (for each block its size word and its CRC-32), then a
 //! trailer (number of blocks, SHA-256 of the table, magic). It appears by rename; whatever does not check out is
 //! removed and compressed again, so a crash or a bad disk costs time, never correctness.
 
@@ -19,13 +19,11 @@ use super::Options;
 use super::format::{BLOCK_SIZE_MAX, DATA_STORED, Fields};
 use crate::digest::{Digest, Hasher};
 
-const MAGIC: &[u8; 8] = b"kimgblk1";
+const MAGIC: &[u8; 8] = b"kimgblk2";
 /// Number of blocks, digest of the table, magic.
 const TRAILER_SIZE: usize = 8 + 32 + 8;
-/// Bytes of a block's checksum.
-const CHECKSUM_SIZE: usize = 16;
-/// Size word and checksum.
-const RECORD_SIZE: usize = 4 + CHECKSUM_SIZE;
+/// Size word and checksum of a block.
+const RECORD_SIZE: usize = 4 + 4;
 /// More blocks than this (4 TiB at 1 MiB) are taken for damage.
 const BLOCKS_MAX: u64 = 1 << 22;
 /// Unfinished files of other processes older than this belong to killed ones.
@@ -66,7 +64,7 @@ impl BlockCache {
     fn name(key: &Digest, options: &Options) -> String {
         let mut hasher = Hasher::new();
         hasher.field(MAGIC);
-        hasher.field(&zstd::zstd_safe::version_number().to_le_bytes());
+        hasher.field(&super::compressor_version().to_le_bytes());
         hasher.field(&options.block_size.to_le_bytes());
         hasher.field(&options.level.to_le_bytes());
         hasher.field(key.as_bytes());
@@ -149,7 +147,7 @@ pub(super) struct CachedExtent {
 struct CachedBlock {
     offset: u64,
     size: u32,
-    checksum: [u8; CHECKSUM_SIZE],
+    checksum: u32,
 }
 
 impl CachedExtent {
@@ -175,7 +173,7 @@ impl CachedExtent {
         for record in table.chunks(RECORD_SIZE) {
             let mut fields = Fields::new(record);
             let size = fields.u32().ok()?;
-            let checksum = fields.bytes(CHECKSUM_SIZE).ok()?.try_into().ok()?;
+            let checksum = fields.u32().ok()?;
             blocks.push(CachedBlock {
                 offset,
                 size,
@@ -211,10 +209,11 @@ impl CachedExtent {
     }
 }
 
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_SIZE] {
-    let mut checksum = [0; CHECKSUM_SIZE];
-    checksum.copy_from_slice(&Digest::of(bytes).as_bytes()[..CHECKSUM_SIZE]);
-    checksum
+/// CRC-32. A cryptographic digest takes ten times as long, and whoever can write to the cache could put that right too.
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
 }
 
 /// An extent on its way into the cache. Dropped unfinished, it leaves nothing.
@@ -228,7 +227,7 @@ impl Recording {
     /// Adds the next block.
     pub(super) fn push(&mut self, size: u32, bytes: &[u8]) -> Result<()> {
         self.table.extend(size.to_le_bytes());
-        self.table.extend(checksum(bytes));
+        self.table.extend(checksum(bytes).to_le_bytes());
         self.file.write_all(bytes).context("write block to the cache")
     }
 

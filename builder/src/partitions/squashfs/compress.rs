@@ -49,36 +49,12 @@ struct Work<'a> {
     options: &'a Options,
 }
 
-/// The files that `cache` lacks are compressed into it, and nowhere else. `what` they are is for the user.
-pub(super) fn prepare(
-    mut extents: Vec<Extent<'_>>,
-    options: &Options,
-    cache: &BlockCache,
-    what: &str,
-    progress: &Progress,
-) -> Result<()> {
-    extents.retain(|extent| cache.find(&extent.key(), options).is_none());
-    if extents.is_empty() {
-        return Ok(());
-    }
-    store(
-        &extents,
-        options,
-        Some(cache),
-        &mut std::io::empty(),
-        what,
-        progress,
-    )?;
-    cache.trim()
-}
-
-/// Writes all extents to `out` from where it stands. `what` they are is for the user.
+/// Writes all extents to `out` from where it stands.
 pub(super) fn store(
     extents: &[Extent<'_>],
     options: &Options,
     cache: Option<&BlockCache>,
     out: &mut (impl Write + Seek),
-    what: &str,
     progress: &Progress,
 ) -> Result<Vec<Stored>> {
     let block_size = options.block_size;
@@ -97,7 +73,7 @@ pub(super) fn store(
         options,
     };
     let task = progress.bytes(
-        &format!("compress {what}"),
+        "compress root filesystem",
         Some(extents.iter().map(|extent| extent.size).sum()),
     );
     let mut sink = Sink::new(&work, cache, out, &task, progress)?;
@@ -123,7 +99,7 @@ pub(super) fn store(
 /// As many threads as asked for and as the budget allows. A thread needs its block before and after compression,
 /// as much again for what waits to be written, and a zstd context: for a block of N bytes about 5 N at the lower
 /// levels, 20 N where a binary tree is searched.
-fn thread_count(options: &Options) -> usize {
+pub(super) fn thread_count(options: &Options) -> usize {
     let context = if options.level >= 13 { 20 } else { 5 };
     let each = options.block_size as usize * (context + 4);
     options.threads.clamp(1, (MEMORY_BUDGET / each).max(1))
@@ -186,33 +162,41 @@ impl Work<'_> {
                 cached: true,
             });
         }
-        let compressor = match compressor {
-            Some(compressor) => compressor,
-            empty => empty.insert(Compressor::new(self.options.level).context("make zstd context")?),
-        };
         self.extents[extent].read_block(index, self.options.block_size, buffer)?;
-        if self.extents[extent].sparse && buffer.iter().all(|byte| *byte == 0) {
-            return Ok(Block {
-                size: 0,
-                bytes: Vec::new(),
-                cached: false,
-            });
-        }
-        let bytes = compressor.compress(buffer).context("compress block")?;
-        // What does not shrink is stored as it is: the kernel then only copies.
-        if bytes.len() >= buffer.len() {
-            return Ok(Block {
-                size: buffer.len() as u32 | DATA_STORED,
-                bytes: buffer.clone(),
-                cached: false,
-            });
-        }
-        Ok(Block {
-            size: bytes.len() as u32,
-            bytes,
-            cached: false,
-        })
+        encode(
+            buffer,
+            self.extents[extent].sparse,
+            self.options.level,
+            compressor,
+        )
     }
+}
+
+/// What becomes of the bytes of one block. In a `sparse` extent zeros are a hole.
+pub(super) fn encode(
+    bytes: &[u8],
+    sparse: bool,
+    level: i32,
+    compressor: &mut Option<Compressor<'static>>,
+) -> Result<Block> {
+    let block = |size, bytes| Block {
+        size,
+        bytes,
+        cached: false,
+    };
+    if sparse && bytes.iter().all(|byte| *byte == 0) {
+        return Ok(block(0, Vec::new()));
+    }
+    let compressor = match compressor {
+        Some(compressor) => compressor,
+        empty => empty.insert(Compressor::new(level).context("make zstd context")?),
+    };
+    let compressed = compressor.compress(bytes).context("compress block")?;
+    // What does not shrink is stored as it is: the kernel then only copies.
+    if compressed.len() >= bytes.len() {
+        return Ok(block(bytes.len() as u32 | DATA_STORED, bytes.to_vec()));
+    }
+    Ok(block(compressed.len() as u32, compressed))
 }
 
 impl Extent<'_> {

@@ -16,7 +16,7 @@ pub(super) struct Piece<'a> {
     /// Of the whole file, in bytes.
     pub(super) file_size: u64,
     /// Digest of the whole file.
-    digest: Digest,
+    pub(super) digest: Digest,
     /// Where the part begins in the file.
     pub(super) offset: u64,
     /// Its length in bytes.
