@@ -7,6 +7,7 @@ pub mod components;
 pub mod console;
 pub mod control;
 pub mod images;
+pub mod kubeadm;
 pub mod machine;
 pub mod namespaces;
 pub mod packages;

@@ -32,7 +32,7 @@ use kimage_roles::node_config::KeyPair;
 use serde_json::{Map, Value, json};
 
 use difference::{Deviation, assert_decided};
-use oracle::{Kubeadm, machine, node_config, yaml};
+use oracle::{machine, node_config, yaml};
 
 /// Authorities that both sides name alike.
 struct Authorities {
@@ -94,8 +94,7 @@ fn same_flags(files: &Path, name: &str, ours: &Arguments, table: &[Deviation]) {
 
 #[test]
 fn services_of_a_control_plane_have_kubeadms_flags() {
-    let kubeadm = Kubeadm::new("{local: {}}");
-    kubeadm.write_files();
+    let kubeadm = oracle::kubeadm_with_files();
     let files = kubeadm.files();
     let config = node_config(&Authorities::new().secrets());
     let etcd = ["https://127.0.0.1:2379".to_owned()];
@@ -117,8 +116,7 @@ fn services_of_a_control_plane_have_kubeadms_flags() {
 
 #[test]
 fn a_kubelet_has_kubeadms_configuration_and_flags() {
-    let kubeadm = Kubeadm::new("{local: {}}");
-    kubeadm.write_files();
+    let kubeadm = oracle::kubeadm_with_files();
     let theirs = |name: &str| std::fs::read_to_string(kubeadm.files().join(name)).unwrap();
     let config = node_config(&Authorities::new().secrets());
     let cluster = kubelet::cluster_configuration(&config);
@@ -153,8 +151,7 @@ fn a_kubelet_has_kubeadms_configuration_and_flags() {
 
 #[test]
 fn certificates_of_a_control_plane_say_what_kubeadms_say() {
-    let kubeadm = Kubeadm::new("{local: {}}");
-    kubeadm.write_files();
+    let kubeadm = oracle::kubeadm_with_files();
     let authorities = Authorities::new();
     let config = node_config(&authorities.secrets());
     let mut ours = Map::new();
@@ -194,8 +191,7 @@ fn certificates_of_a_control_plane_say_what_kubeadms_say() {
 
 #[test]
 fn kubeconfigs_of_a_control_plane_are_kubeadms_but_for_the_balancer() {
-    let kubeadm = Kubeadm::new("{local: {}}");
-    kubeadm.write_files();
+    let kubeadm = oracle::kubeadm_with_files();
     let authorities = Authorities::new();
     let config = node_config(&authorities.secrets());
     let ca = authorities.of(Signer::Kubernetes);
@@ -264,14 +260,16 @@ fn a_real_control_plane_takes_our_files_and_its_objects_are_kubeadms() {
         serde_json::to_value(objects).unwrap()
     };
     let etcd = "https://10.0.0.5:2379";
-    let kubeadm = Kubeadm::new(&format!(
+    let kubeadm = oracle::kubeadm(&format!(
         "{{external: {{endpoints: [\"{etcd}\"], caFile: /etc/kubernetes/pki/etcd/ca.crt, \
          certFile: /etc/kubernetes/pki/apiserver-etcd-client.crt, \
          keyFile: /etc/kubernetes/pki/apiserver-etcd-client.key}}}}"
     ));
     let kubeconfig = cluster.kubeconfig();
     for phase in ["upload-config all", "bootstrap-token", "addon all"] {
-        kubeadm.phase(phase, &["--kubeconfig", kubeconfig.to_str().unwrap()]);
+        kubeadm
+            .phase(phase, &["--kubeconfig", kubeconfig.to_str().unwrap()])
+            .unwrap();
     }
     let theirs = made(cluster.objects());
     cluster.delete_all_but(&before);

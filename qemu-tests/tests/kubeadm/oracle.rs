@@ -1,10 +1,9 @@
 //! The real kubeadm, and what it would write on a machine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kimage_firstboot::machine::Machine;
-use kimage_qemu_tests::components::component;
-use kimage_qemu_tests::images::{command, finish};
+use kimage_qemu_tests::kubeadm::Kubeadm;
 use kimage_roles::node_config::NodeConfig;
 use serde_json::Value;
 
@@ -58,51 +57,23 @@ etcd: {etcd}
     )
 }
 
-/// kubeadm with a configuration.
-pub(crate) struct Kubeadm {
-    program: PathBuf,
-    folder: tempfile::TempDir,
+/// kubeadm for the machine and cluster above; `etcd` is `{local: {}}` or `{external: ...}`.
+pub(crate) fn kubeadm(etcd: &str) -> Kubeadm {
+    Kubeadm::new(&configuration(etcd)).unwrap()
 }
 
-impl Kubeadm {
-    /// kubeadm for the machine and cluster above; `etcd` is `{local: {}}` or `{external: ...}`.
-    pub(crate) fn new(etcd: &str) -> Self {
-        let program = component("kubeadm").files.remove(0).source;
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("kubeadm.yaml"), configuration(etcd)).unwrap();
-        std::fs::create_dir(folder.path().join("files")).unwrap();
-        Self { program, folder }
+/// The same, after a dry run of all phases that write files.
+pub(crate) fn kubeadm_with_files() -> Kubeadm {
+    let kubeadm = kubeadm("{local: {}}");
+    for phase in [
+        "certs all",
+        "kubeconfig all",
+        "control-plane all",
+        "kubelet-start",
+    ] {
+        kubeadm.phase(phase, &["--dry-run"]).unwrap();
     }
-
-    /// Runs a phase of `kubeadm init`.
-    pub(crate) fn phase(&self, phase: &str, more: &[&str]) {
-        let mut kubeadm = command(&self.program);
-        kubeadm
-            .args(["init", "phase"])
-            .args(phase.split(' '))
-            .arg("--config")
-            .arg(self.folder.path().join("kubeadm.yaml"))
-            .args(more)
-            .env("KUBEADM_INIT_DRYRUN_DIR", self.files());
-        finish(&mut kubeadm).unwrap();
-    }
-
-    /// Where a dry run writes what would be in /etc/kubernetes and /var/lib/kubelet.
-    pub(crate) fn files(&self) -> PathBuf {
-        self.folder.path().join("files")
-    }
-
-    /// Dry-runs all phases that write files.
-    pub(crate) fn write_files(&self) {
-        for phase in [
-            "certs all",
-            "kubeconfig all",
-            "control-plane all",
-            "kubelet-start",
-        ] {
-            self.phase(phase, &["--dry-run"]);
-        }
-    }
+    kubeadm
 }
 
 /// A YAML file.
