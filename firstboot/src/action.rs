@@ -17,6 +17,7 @@ use crate::kubernetes::{Api, Caller};
 use crate::metadata::Machine;
 use crate::rendered::RenderedFile;
 
+mod bootstrap;
 mod certificates;
 mod cluster;
 mod etcd;
@@ -54,10 +55,10 @@ pub enum Action {
     ApplyObjects,
     /// Discover the cluster through the balancer and prove that it is ours.
     Join,
-    /// Write arguments, configuration and kubeconfigs of the kubelet.
+    /// Have the cluster sign the kubelet's certificate.
+    ObtainKubeletCertificate,
+    /// Write arguments, configuration and kubeconfig of the kubelet.
     ConfigureKubelet,
-    /// Wait until the cluster has signed the kubelet's certificate.
-    AwaitKubeletCertificate,
     /// Write configuration of flannel, kube-proxy and kube-router and start those that are chosen.
     ConfigurePodNetwork,
     /// Label the Node as a control plane.
@@ -71,7 +72,7 @@ impl Action {
     /// thousands use backs off.
     pub fn longest_pause(&self) -> Duration {
         match self {
-            Self::Join => Duration::from_secs(10),
+            Self::Join | Self::ObtainKubeletCertificate => Duration::from_secs(10),
             Self::ApplyObjects | Self::FindEtcd | Self::MarkControlPlane => Duration::from_secs(2),
             _ => Duration::from_secs(1),
         }
@@ -123,7 +124,7 @@ impl fmt::Display for Action {
             Self::ApplyObjects => f.write_str("apply the cluster's objects"),
             Self::Join => f.write_str("discover the cluster through the balancer"),
             Self::ConfigureKubelet => f.write_str("configure the kubelet"),
-            Self::AwaitKubeletCertificate => f.write_str("wait for the kubelet's certificate"),
+            Self::ObtainKubeletCertificate => f.write_str("have the cluster sign the kubelet's certificate"),
             Self::ConfigurePodNetwork => f.write_str("configure and start the pod network"),
             Self::MarkControlPlane => f.write_str("label the Node as a control plane"),
             Self::AwaitNode => f.write_str("wait until the Node is Ready"),
@@ -191,7 +192,7 @@ impl<'a> Worker<'a> {
             Action::ApplyObjects => self.apply_objects(),
             Action::Join => self.join(),
             Action::ConfigureKubelet => self.configure_kubelet(),
-            Action::AwaitKubeletCertificate => self.await_kubelet_certificate(),
+            Action::ObtainKubeletCertificate => self.obtain_kubelet_certificate(),
             Action::ConfigurePodNetwork => self.configure_pod_network(),
             Action::MarkControlPlane => self.mark_control_plane(),
             Action::AwaitNode => self.await_node(),

@@ -159,7 +159,7 @@ pub fn is_ready(node: &Value) -> bool {
 }
 
 /// A refused token is no fault of the API server.
-fn with_token(error: ApiError, doing: &str) -> Failure {
+pub(crate) fn with_token(error: ApiError, doing: &str) -> Failure {
     let cause = match error.code() {
         Some(401) => Cause::TokenRejected,
         _ => error.cause(Cause::BalancerUnreachable),

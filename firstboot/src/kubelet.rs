@@ -2,9 +2,7 @@
 //! its kubeconfigs.
 
 use anyhow::{Context, Result, bail, ensure};
-use kimage_roles::certificate::{Credentials, Kubeconfig};
 use kimage_roles::node_config::{NodeConfig, NodeRole};
-use kimage_roles::secret::Secret;
 use serde_json::{Map, Value, json};
 
 use crate::arguments::{Arguments, assignment};
@@ -12,6 +10,7 @@ use crate::layout;
 use crate::machine::Machine;
 use crate::rendered::RenderedFile;
 
+pub(crate) mod certificate;
 mod labels;
 
 /// The taint of control planes, as kubeadm sets it.
@@ -210,18 +209,6 @@ pub fn node_kubeconfig(path: &str, server: &str) -> RenderedFile {
     )
 }
 
-/// kubeconfig that a kubelet asks for its certificate with, named as kubeadm names it. `ca` is PEM.
-pub fn bootstrap_kubeconfig(cluster_name: &str, server: &str, ca: &str, token: &Secret) -> RenderedFile {
-    let kubeconfig = Kubeconfig {
-        cluster: cluster_name,
-        server,
-        ca_certificate: ca,
-        user: "tls-bootstrap-token-user",
-        credentials: Credentials::Token(token),
-    };
-    RenderedFile::private(layout::BOOTSTRAP_KUBECONFIG, kubeconfig.to_json().reveal())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,18 +268,5 @@ mod tests {
             flags(&config),
             "KUBELET_KUBEADM_ARGS=\"--register-with-taints=gpu=yes:NoSchedule\"\n"
         );
-    }
-
-    #[test]
-    fn the_token_is_in_the_file_and_never_printed() {
-        let file = bootstrap_kubeconfig(
-            "demo",
-            "https://lb:1",
-            "CA",
-            &Secret::new("abcdef.0123456789abcdef"),
-        );
-        assert!(file.content.contains("abcdef.0123456789abcdef"));
-        assert!(!format!("{file:?}").contains("abcdef."));
-        assert_eq!(file.mode, 0o600);
     }
 }

@@ -7,7 +7,7 @@ pub const PKI: &str = "/etc/kubernetes/pki";
 pub const CA_CERTIFICATE: &str = "/etc/kubernetes/pki/ca.crt";
 /// kubeconfig of the kubelet.
 pub const KUBELET_KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
-/// kubeconfig that a kubelet has before it has a certificate.
+/// kubeconfig that a kubelet has before it has a certificate; kubeadm's kubelets start with it, ours never need it.
 pub const BOOTSTRAP_KUBECONFIG: &str = "/etc/kubernetes/bootstrap-kubelet.conf";
 /// kubeconfig of kube-controller-manager.
 pub const CONTROLLER_MANAGER_KUBECONFIG: &str = "/etc/kubernetes/controller-manager.conf";
@@ -15,6 +15,8 @@ pub const CONTROLLER_MANAGER_KUBECONFIG: &str = "/etc/kubernetes/controller-mana
 pub const SCHEDULER_KUBECONFIG: &str = "/etc/kubernetes/scheduler.conf";
 /// Certificate and key that the kubelet renews, in one PEM file.
 pub const KUBELET_CLIENT: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+/// Where the kubelet keeps its certificates.
+pub const KUBELET_PKI: &str = "/var/lib/kubelet/pki";
 /// Configuration of the kubelet.
 pub const KUBELET_CONFIGURATION: &str = "/var/lib/kubelet/config.yaml";
 /// What of the kubelet's configuration is this machine's own.

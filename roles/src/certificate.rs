@@ -16,11 +16,13 @@ mod authority;
 mod key;
 mod kubeconfig;
 mod profile;
+mod request;
 
 pub use authority::Authority;
 pub use key::{new_key, public_key_pem};
 pub use kubeconfig::{Credentials, Kubeconfig};
 pub use profile::Profile;
+pub use request::request;
 
 /// Life of an authority: 10 years (kubeadm's `caCertificateValidityPeriod`).
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(87_600 * 3600);

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use kimage_roles::certificate::{
     self, Authority, Kubeconfig, LEAF_LIFETIME, Profile, issue, new_key, public_key_hash, public_key_pem,
+    request,
 };
 use kimage_roles::inventory::{self, Expected, Instance, InstanceList, InstanceState};
 use kimage_roles::node_config::{Cidr, Cluster, KeyPair};
@@ -230,6 +231,21 @@ fn openssl_reads_every_leaf_as_kubeadm_would_make_it() {
 }
 
 /// kubeadm's own authorities have RSA keys in PKCS#1 or EC keys in SEC1.
+#[test]
+fn openssl_reads_a_request_that_asks_for_a_name_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = request(&Profile::kubelet_client("w1"), &new_key().unwrap()).unwrap();
+    fs::write(folder.path().join("request.pem"), text).unwrap();
+    let words = ["req", "-in", "request.pem", "-noout", "-verify", "-text"];
+    let said = openssl(folder.path(), &words).replace(' ', "");
+    assert!(said.contains("verifyOK"), "{said}");
+    assert!(
+        said.contains("Subject:O=system:nodes,CN=system:node:w1\n"),
+        "{said}"
+    );
+    assert!(!said.contains("X509v3"), "{said}");
+}
+
 #[test]
 fn authorities_made_by_openssl_can_sign() {
     let folder = tempfile::tempdir().unwrap();

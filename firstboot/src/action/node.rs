@@ -1,9 +1,11 @@
 //! The kubelet of this machine, its pod network, and its Node.
 
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
-use kimage_roles::node_config::KeyPair;
+use kimage_roles::node_config::{KeyPair, NetworkPlugin};
 use kimage_roles::secret::Secret;
 use serde_json::{Value, json};
 
@@ -13,7 +15,7 @@ use crate::host::{self, read_bounded};
 use crate::http::Trust;
 use crate::join::{self, Joined, is_ready};
 use crate::kubernetes::{Api, ApiError, Caller};
-use crate::layout::{BOOTSTRAP_KUBECONFIG, CA_CERTIFICATE, KUBELET_CLIENT, KUBELET_KUBECONFIG};
+use crate::layout::{CA_CERTIFICATE, KUBELET_CLIENT, KUBELET_KUBECONFIG};
 use crate::metadata::Machine;
 use crate::rendered::RenderedFile;
 use crate::{kubelet, layout, objects, pod_network};
@@ -22,6 +24,9 @@ use crate::{kubelet, layout, objects, pod_network};
 const JOINED: &str = "/var/lib/kimage/joined.json";
 const MAX_JOINED: u64 = 4 << 20;
 const MAX_PEM: u64 = 64 << 10;
+/// How long a registration may take before its absence is a trouble to report; and between two looks.
+const REGISTRATION: Duration = Duration::from_secs(3);
+const REGISTRATION_PAUSE: Duration = Duration::from_millis(100);
 const NETWORK_UNITS: [(&str, &str); 3] = [
     ("flanneld", "flanneld.service"),
     ("kube-proxy", "kube-proxy.service"),
@@ -53,7 +58,12 @@ impl Worker<'_> {
         let shared = match &self.findings.joined {
             None => kubelet::cluster_configuration(config),
             Some(joined) => {
-                files.extend(self.joined_files(joined)?);
+                let ca = joined.cluster.ca_certificate.clone();
+                files.push(RenderedFile::public(CA_CERTIFICATE, ca));
+                files.push(kubelet::node_kubeconfig(
+                    KUBELET_KUBECONFIG,
+                    &joined.cluster.server,
+                ));
                 kubelet::read_cluster_configuration(&joined.kubelet_config)
                     .or_failure(Cause::ApiServerNotReady)?
             }
@@ -62,44 +72,6 @@ impl Worker<'_> {
         // A node without static pods still needs the folder that its kubelet watches.
         fs::create_dir_all(self.host.path("/etc/kubernetes/manifests")).map_err(Failure::internal)?;
         self.write(&files)
-    }
-
-    /// The cluster's CA, and a kubeconfig: with the certificate if there is one, else with the token that gets one.
-    fn joined_files(&self, joined: &Joined) -> Result<Vec<RenderedFile>, Failure> {
-        let config = &self.machine.config;
-        let cluster = &joined.cluster;
-        let kubeconfig = if self.host.path(KUBELET_CLIENT).exists() {
-            kubelet::node_kubeconfig(KUBELET_KUBECONFIG, &cluster.server)
-        } else {
-            let join = config.join.as_ref();
-            let join = join.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "join: missing"))?;
-            kubelet::bootstrap_kubeconfig(
-                &config.cluster.name,
-                &cluster.server,
-                &cluster.ca_certificate,
-                &join.token,
-            )
-        };
-        Ok(vec![
-            RenderedFile::public(CA_CERTIFICATE, cluster.ca_certificate.clone()),
-            kubeconfig,
-        ])
-    }
-
-    pub(super) fn await_kubelet_certificate(&mut self) -> Result<(), Failure> {
-        if !self.host.path(KUBELET_CLIENT).exists() {
-            self.check_units(&["containerd.service", "kubelet.service"])?;
-            let last = super::units::last_line("kubelet.service").unwrap_or_default();
-            return Err(Failure::because(
-                Cause::NodeNotReady,
-                format!("the cluster has not signed the kubelet's certificate yet; kubelet: {last}"),
-            ));
-        }
-        // What it proved itself with is of no more use to it.
-        match fs::remove_file(self.host.path(BOOTSTRAP_KUBECONFIG)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::internal(error)),
-            _ => Ok(()),
-        }
     }
 
     pub(super) fn configure_pod_network(&mut self) -> Result<(), Failure> {
@@ -124,7 +96,28 @@ impl Worker<'_> {
         if units.is_empty() {
             return Ok(());
         }
+        self.await_registration(config.network.plugin == NetworkPlugin::Flannel)?;
         self.start(&units)
+    }
+
+    /// Waits a while until the Node is there, and has its part of the pods' addresses. What starts before it is pauses
+    /// for seconds: flanneld three, kube-router until systemd starts it again.
+    fn await_registration(&self, with_addresses: bool) -> Result<(), Failure> {
+        let (api, unreachable) = self.cluster_api()?;
+        let began = Instant::now();
+        loop {
+            let node = self.node(&api, unreachable)?;
+            let has_addresses = |node: &Value| node["spec"]["podCIDR"].is_string();
+            match &node {
+                Some(node) if !with_addresses || has_addresses(node) => return Ok(()),
+                _ if began.elapsed() < REGISTRATION => thread::sleep(REGISTRATION_PAUSE),
+                Some(_) => {
+                    let text = "the cluster has given the Node no addresses for pods yet (podCIDR)";
+                    return Err(Failure::because(Cause::NodeNotReady, text));
+                }
+                None => return Err(self.not_registered()),
+            }
+        }
     }
 
     pub(super) fn mark_control_plane(&mut self) -> Result<(), Failure> {
@@ -140,14 +133,8 @@ impl Worker<'_> {
     }
 
     pub(super) fn await_node(&mut self) -> Result<(), Failure> {
-        let (api, unreachable) = match &self.findings.joined {
-            Some(joined) => (self.node_api(joined)?, Cause::BalancerUnreachable),
-            None => (self.own_api()?, Cause::ApiServerNotReady),
-        };
-        let path = format!("/api/v1/nodes/{}", self.machine.name);
-        let found = api
-            .get(&path)
-            .map_err(|error: ApiError| error.failure(unreachable))?;
+        let (api, unreachable) = self.cluster_api()?;
+        let found = self.node(&api, unreachable)?;
         let found = found.ok_or_else(|| self.not_registered())?;
         if !is_ready(&found) {
             return Err(Failure::because(Cause::NodeNotReady, why_not_ready(&found)));
@@ -157,6 +144,20 @@ impl Worker<'_> {
             return Err(Failure::because(Cause::NodeNotReady, text));
         }
         Ok(())
+    }
+
+    /// The cluster as this machine sees it, and the cause when nobody answers there.
+    fn cluster_api(&self) -> Result<(Api, Cause), Failure> {
+        match &self.findings.joined {
+            Some(joined) => Ok((self.node_api(joined)?, Cause::BalancerUnreachable)),
+            None => Ok((self.own_api()?, Cause::ApiServerNotReady)),
+        }
+    }
+
+    /// The Node of this machine, if there is one.
+    fn node(&self, api: &Api, unreachable: Cause) -> Result<Option<Value>, Failure> {
+        let found = api.get(&format!("/api/v1/nodes/{}", self.machine.name));
+        found.map_err(|error: ApiError| error.failure(unreachable))
     }
 
     fn not_registered(&self) -> Failure {

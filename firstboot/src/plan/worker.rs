@@ -15,16 +15,16 @@ pub(super) fn steps(machine: &Machine) -> Vec<Step> {
         ),
         step("files", Phase::Configure, Action::Write(files::hosts(machine))),
         step("join", Phase::Join, Action::Join),
+        step(
+            "kubelet-certificate",
+            Phase::Join,
+            Action::ObtainKubeletCertificate,
+        ),
         step("kubelet-files", Phase::Join, Action::ConfigureKubelet),
         step(
             "kubelet",
             Phase::Join,
             Action::Start(vec!["containerd.service", "kubelet.service"]),
-        ),
-        step(
-            "kubelet-certificate",
-            Phase::Join,
-            Action::AwaitKubeletCertificate,
         ),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
         step("node-ready", Phase::Node, Action::AwaitNode),
