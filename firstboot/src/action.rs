@@ -47,7 +47,7 @@ pub enum Action {
     FindEtcd,
     /// Write arguments and configuration of API server, controllers and scheduler.
     ConfigureControlPlane,
-    /// Start services.
+    /// Start services whose files first boot writes; what they need (containerd) comes with them and runs on.
     Start(Vec<&'static str>),
     /// Wait until the own API server is ready.
     AwaitApiServer,

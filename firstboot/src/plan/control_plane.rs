@@ -41,11 +41,7 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
         step("api-server", Phase::ControlPlane, Action::AwaitApiServer),
         step("objects", Phase::ControlPlane, Action::ApplyObjects),
         step("kubelet-files", Phase::Node, Action::ConfigureKubelet),
-        step(
-            "kubelet",
-            Phase::Node,
-            Action::Start(vec!["containerd.service", "kubelet.service"]),
-        ),
+        step("kubelet", Phase::Node, Action::Start(vec!["kubelet.service"])),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
         step("mark-control-plane", Phase::Node, Action::MarkControlPlane),
         step("node-ready", Phase::Node, Action::AwaitNode),

@@ -21,11 +21,7 @@ pub(super) fn steps(machine: &Machine) -> Vec<Step> {
             Action::ObtainKubeletCertificate,
         ),
         step("kubelet-files", Phase::Join, Action::ConfigureKubelet),
-        step(
-            "kubelet",
-            Phase::Join,
-            Action::Start(vec!["containerd.service", "kubelet.service"]),
-        ),
+        step("kubelet", Phase::Join, Action::Start(vec!["kubelet.service"])),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
         step("node-ready", Phase::Node, Action::AwaitNode),
     ]
