@@ -87,13 +87,14 @@ impl Bench {
         let shared = blueprint.shared.clone();
         self.cluster.add_machine(blueprint)?;
         observed::make_cold(&self.image)?;
+        let disks = observed::disks()?;
 
         let (on, clock) = (Instant::now(), SystemTime::now());
         self.cluster.machine(&name).start()?;
         let watched = self.watch(&name, on);
         let machine = self.cluster.machine(&name);
         let (registered, ready) = watched.with_context(|| machine.journal_tail())?;
-        let disk_bytes = observed::disk_bytes(&self.image)?;
+        let disk_bytes = observed::disk_bytes(&self.image, &disks)?;
 
         let left = |what: &str| observed::processor(&shared.join(format!("{name}.{what}")), PATIENCE);
         let (processor, containers) = (left(JOINING)?, left(CONTAINERS)?);

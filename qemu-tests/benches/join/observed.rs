@@ -1,8 +1,9 @@
 //! What can be seen of a machine from outside while it joins: its journal, its disk, its processor time, its agent.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -77,27 +78,38 @@ pub(crate) fn make_cold(path: &Path) -> Result<()> {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context("drop pages of the image")
 }
 
-/// Bytes that the one loop device on `image` has read so far.
-pub(crate) fn disk_bytes(image: &Path) -> Result<u64> {
-    let mut found = Vec::new();
+/// Bytes that each loop device has read since it was made; it keeps counting when it gets another file.
+pub(crate) fn disks() -> Result<BTreeMap<PathBuf, u64>> {
+    let mut found = BTreeMap::new();
     for device in fs::read_dir("/sys/block").context("read /sys/block")? {
         let device = device?.path();
-        let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
-        if Path::new(backing.trim_end()) == image {
-            found.push(fs::read_to_string(device.join("stat"))?);
+        let name = device.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with("loop") {
+            continue;
         }
+        let statistics = fs::read_to_string(device.join("stat"))?;
+        let sectors = statistics.split_whitespace().nth(2);
+        let sectors: u64 = sectors.context("a device's statistics")?.parse()?;
+        found.insert(device, sectors * SECTOR);
     }
+    Ok(found)
+}
+
+/// Bytes that the one loop device on `image` has read since it was as in `before`.
+pub(crate) fn disk_bytes(image: &Path, before: &BTreeMap<PathBuf, u64>) -> Result<u64> {
+    let mut now = disks()?;
+    now.retain(|device, _| {
+        let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
+        Path::new(backing.trim_end()) == image
+    });
     ensure!(
-        found.len() == 1,
+        now.len() == 1,
         "{} loop devices on {}",
-        found.len(),
+        now.len(),
         image.display()
     );
-    let sectors = found[0]
-        .split_whitespace()
-        .nth(2)
-        .and_then(|word| word.parse::<u64>().ok());
-    Ok(sectors.context("a device's statistics")? * SECTOR)
+    let (device, bytes) = now.pop_first().context("a loop device")?;
+    Ok(bytes - before.get(&device).copied().unwrap_or_default())
 }
 
 /// Processor time that a command has left: the sum of all that the shell's `times` says.
