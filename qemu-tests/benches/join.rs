@@ -129,8 +129,9 @@ fn print_costs(joins: &[(Way, Vec<Join>)]) {
         );
     }
     println!(
-        "MB from disk: what the machine's root device read from the image's file until Ready, from a cold start (the \
-         file's pages are dropped before, the device is new). /var is not in it.\n\
+        "MB from disk: what the loop device below the machine's root read from the image's file until Ready. Before each \
+         start the host dropped all clean pages (drop_caches): the times above are of cold starts, too. /var is not in \
+         it.\n\
          processor s: user and system time of `kimage-firstboot boot`, or of `kubeadm join`, with all that they start \
          and wait for, until they end. containers s: of `kimage-firstboot containers`, which all machines run before \
          containerd. Counted in clock ticks of 10 ms."

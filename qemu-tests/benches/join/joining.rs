@@ -86,7 +86,7 @@ impl Bench {
         blueprint.special.etc = way.files(&name, place, &self.ordinary)?;
         let shared = blueprint.shared.clone();
         self.cluster.add_machine(blueprint)?;
-        observed::make_cold(&self.image)?;
+        observed::make_cold(&self.image, PATIENCE)?;
         let disks = observed::disks()?;
 
         let (on, clock) = (Instant::now(), SystemTime::now());

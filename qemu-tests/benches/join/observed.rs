@@ -71,11 +71,22 @@ fn journal(machine: &Contained) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Lets the host forget what it has in memory of a file.
-pub(crate) fn make_cold(path: &Path) -> Result<()> {
-    let file = fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
-    file.sync_all()?;
-    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).context("drop pages of the image")
+/// Lets the host forget what it has read of `image`: waits until the device of the machine before is free of it, then
+/// drops all clean pages, since a device keeps its own when it gets another file.
+pub(crate) fn make_cold(image: &Path, patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    while disks()?.keys().any(|device| is_on(device, image)) {
+        ensure!(Instant::now() < end, "{} is still in use", image.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    fs::File::open(image)?.sync_all()?;
+    fs::write("/proc/sys/vm/drop_caches", "1").context("drop pages")
+}
+
+/// Whether a loop device has this file.
+fn is_on(device: &Path, image: &Path) -> bool {
+    let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
+    Path::new(backing.trim_end()) == image
 }
 
 /// Bytes that each loop device has read since it was made; it keeps counting when it gets another file.
@@ -98,10 +109,7 @@ pub(crate) fn disks() -> Result<BTreeMap<PathBuf, u64>> {
 /// Bytes that the one loop device on `image` has read since it was as in `before`.
 pub(crate) fn disk_bytes(image: &Path, before: &BTreeMap<PathBuf, u64>) -> Result<u64> {
     let mut now = disks()?;
-    now.retain(|device, _| {
-        let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
-        Path::new(backing.trim_end()) == image
-    });
+    now.retain(|device, _| is_on(device, image));
     ensure!(
         now.len() == 1,
         "{} loop devices on {}",
