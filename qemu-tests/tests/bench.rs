@@ -1,10 +1,6 @@
 //! The bench itself: firmware starts, the control socket answers, a machine ends with its value.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "helpers of tests are tests; what was measured is worth a line"
-)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
