@@ -109,7 +109,6 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// Computes a [`Digest`] piece by piece and counts the bytes.
-#[derive(Clone)]
 pub struct Hasher {
     context: Context,
     length: u64,

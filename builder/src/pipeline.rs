@@ -337,7 +337,7 @@ fn describe(
             hash: sealed.root_hash,
             salt: sealed.salt,
             size: sealed.size,
-            sha256: disks.root,
+            sha256: sealed.sha256,
             entries: assembled.tree.entries().len() as u64,
         },
         kernel: manifest::Kernel {

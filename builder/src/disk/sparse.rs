@@ -70,16 +70,12 @@ fn copy_by_hand(from: &File, to: &File, start: u64, end: u64, offset: u64) -> io
 
 /// The digest of `length` bytes of `file` from `start` on; holes are not read but hashed as the zeros they are.
 pub fn digest(file: &File, start: u64, length: u64) -> io::Result<Digest> {
-    let mut hasher = Hasher::new();
-    hash(file, start, length, &mut hasher)?;
-    Ok(hasher.finish())
-}
+    use std::os::unix::fs::FileExt;
 
-/// Adds `length` bytes of `file` from `start` on to `hasher`; holes are not read but hashed as the zeros they are.
-pub fn hash(file: &File, start: u64, length: u64, hasher: &mut Hasher) -> io::Result<()> {
     const PIECE: usize = 1 << 18;
     let zeros = vec![0; PIECE];
     let mut buffer = vec![0; PIECE];
+    let mut hasher = Hasher::new();
     let mut position = start;
     let end = start + length;
     while position < end {
@@ -97,7 +93,7 @@ pub fn hash(file: &File, start: u64, length: u64, hasher: &mut Hasher) -> io::Re
             position += count as u64;
         }
     }
-    Ok(())
+    Ok(hasher.finish())
 }
 
 /// Whether `length` bytes of `file` from `start` on are all zero; holes are not read.

@@ -1,6 +1,7 @@
 //! The root filesystem, sealed: squashfs, its hash tree, and the one hash that stands for both.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -8,9 +9,9 @@ use anyhow::{Context, Result};
 use super::squashfs::{self, BlockCache};
 use super::verity;
 use crate::definition::image::RootFilesystem;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
 use crate::progress::Progress;
-use crate::tree::{self, Tree};
+use crate::tree::Tree;
 
 /// What the disk carries of the root.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub struct SealedRoot {
     pub filesystem: PathBuf,
     /// Its bytes, whole blocks of 4096.
     pub size: u64,
+    /// Digest of the squashfs.
+    pub sha256: Digest,
     /// dm-verity superblock and hash tree.
     pub hash_tree: PathBuf,
     /// dm-verity root hash.
@@ -36,20 +39,7 @@ pub fn options(format: &RootFilesystem, jobs: usize) -> squashfs::Options {
     }
 }
 
-/// What salt and UUID of the hash tree follow from: all that determines the bytes of the squashfs, so equal trees have
-/// equal hashes. The squashfs itself would have to be read once more for it.
-fn seed(tree: &Tree, format: &RootFilesystem) -> Digest {
-    let mut hasher = Hasher::new();
-    hasher
-        .field(b"kimage root filesystem")
-        .field(tree::fingerprint(tree).as_bytes())
-        .field(&format.block_size.to_le_bytes())
-        .field(&format.compression_level.to_le_bytes())
-        .field(&squashfs::compressor_version().to_le_bytes());
-    hasher.finish()
-}
-
-/// Writes both into `folder`.
+/// Writes both into `folder`. Salt and UUID follow from the squashfs, so equal trees have equal hashes.
 pub fn seal(
     tree: &Tree,
     format: &RootFilesystem,
@@ -69,17 +59,20 @@ pub fn seal(
         file.with_context(|| format!("create {}", path.display()))
     };
     let mut data = create(&filesystem)?;
-    let written = squashfs::write(tree, &options(format, jobs), cache, &mut data, progress)
+    squashfs::write(tree, &options(format, jobs), cache, &mut data, progress)
         .context("write the root filesystem")?;
-    let seed = seed(tree, format);
-    let salt = verity::derive_salt(&seed);
+    data.seek(SeekFrom::Start(0))?;
+    let (sha256, size) = Digest::of_reader(&mut data)?;
+    data.seek(SeekFrom::Start(0))?;
+    let salt = verity::derive_salt(&sha256);
     let mut out = create(&hash_tree)?;
-    let verity = verity::format(&mut data, salt, verity::derive_uuid(&seed), &mut out, jobs)
+    let verity = verity::format(&mut data, salt, verity::derive_uuid(&sha256), &mut out, jobs)
         .context("write the hash tree")?;
     let root_hash = Digest::from_bytes(verity.root_hash);
     Ok(SealedRoot {
         filesystem,
-        size: written.bytes,
+        size,
+        sha256,
         hash_tree,
         root_hash,
         salt: Digest::from_bytes(salt),

@@ -8,8 +8,6 @@ use std::thread::{self, ScopedJoinHandle};
 use anyhow::{Context, Result};
 
 use super::{DiskFormat, Signed};
-use crate::digest::{Digest, Hasher};
-use crate::disk::gpt::{Partition, PartitionType};
 use crate::disk::{self, Disk, qcow2, sparse};
 use crate::partitions::boot;
 use crate::partitions::esp::EspFile;
@@ -33,8 +31,6 @@ pub(super) struct Content<'a> {
 pub(super) struct Disks {
     /// In the order on the disk.
     pub(super) partitions: Vec<manifest::Partition>,
-    /// Digest of the root filesystem without what fills up its partition.
-    pub(super) root: Digest,
     /// The disk in each format.
     pub(super) files: Vec<FileRecord>,
 }
@@ -66,14 +62,12 @@ pub(super) fn write(
                 Ok(record)
             })
         });
-        let digests = scope.spawn(|| digests(&disk, content.sealed.size));
+        let partitions = scope.spawn(|| partitions(&disk));
         let mut files = vec![FileRecord::of_file(folder, DiskFormat::Raw.file_name())?];
         files.extend(converted.map(join).transpose()?);
         join(synced)?;
-        let (partitions, root) = join(digests)?;
         Ok(Disks {
-            partitions,
-            root,
+            partitions: join(partitions)?,
             files,
         })
     })
@@ -118,31 +112,19 @@ fn raw_disk(content: &Content<'_>, raw: &Path) -> Result<Disk> {
     disk::assemble(&content, raw)
 }
 
-/// The partitions as they stand on the finished disk, and the digest of the first `root_size` bytes of the root: those
-/// of its filesystem.
-fn digests(disk: &Disk, root_size: u64) -> Result<(Vec<manifest::Partition>, Digest)> {
+/// The partitions as they stand on the finished disk.
+fn partitions(disk: &Disk) -> Result<Vec<manifest::Partition>> {
     let context = || format!("read {}", disk.path.display());
     let raw = File::open(&disk.path).with_context(context)?;
-    let mut root = None;
-    let partition = |partition: &Partition| {
-        let mut hasher = Hasher::new();
-        let mut begun = 0;
-        if partition.kind == PartitionType::Root {
-            sparse::hash(&raw, partition.start, root_size, &mut hasher).with_context(context)?;
-            root = Some(hasher.clone().finish());
-            begun = root_size;
-        }
-        let (start, rest) = (partition.start + begun, partition.size - begun);
-        sparse::hash(&raw, start, rest, &mut hasher).with_context(context)?;
+    let partition = |partition: &disk::gpt::Partition| {
         Ok(manifest::Partition {
             name: partition.name.clone(),
             type_uuid: partition.kind.guid().to_string(),
             uuid: partition.guid.to_string(),
             offset: partition.start,
             size: partition.size,
-            sha256: hasher.finish(),
+            sha256: sparse::digest(&raw, partition.start, partition.size).with_context(context)?,
         })
     };
-    let partitions = disk.partitions.iter().map(partition).collect::<Result<_>>()?;
-    Ok((partitions, root.context("the disk has no root partition")?))
+    disk.partitions.iter().map(partition).collect()
 }
