@@ -37,11 +37,13 @@ fn copied_workspace(target: &Path) {
     finish(command("chmod").args(["-R", "a+rX"]).arg(target)).unwrap();
 }
 
-/// A store with inputs and built components only: every tree is made anew.
+/// A store with inputs and built components only: every tree is made anew. A host whose own Go is the pinned one has
+/// fetched no toolchain.
 fn copied_store(target: &Path) {
     let store = kimage_builder::store::Store::default_root().unwrap();
     fs::create_dir_all(target.join("artifacts")).unwrap();
-    for part in ["blobs", "artifacts/component", "artifacts/toolchain"] {
+    let parts = ["blobs", "artifacts/component", "artifacts/toolchain"];
+    for part in parts.into_iter().filter(|part| store.join(part).exists()) {
         let into = target.join(part).parent().unwrap().to_owned();
         finish(command("cp").arg("-r").arg(store.join(part)).arg(into)).unwrap();
     }
