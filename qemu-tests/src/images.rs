@@ -77,6 +77,13 @@ pub fn release(image: &str, role: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Folders of `store` that hold inputs and components, and no tree. A host whose own Go is the pinned one has fetched no
+/// toolchain.
+pub fn store_parts(store: &Path) -> impl Iterator<Item = &'static str> {
+    let parts = ["blobs", "artifacts/component", "artifacts/toolchain"];
+    parts.into_iter().filter(|part| store.join(part).exists())
+}
+
 /// A key set of the tests' own, made once.
 pub fn keys() -> Result<PathBuf> {
     let folder = workspace().join("target/images/keys");

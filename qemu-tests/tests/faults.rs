@@ -18,7 +18,7 @@ use std::time::Duration;
 use kimage_builder::digest::Digest;
 use kimage_builder::release::manifest::Manifest;
 use kimage_builder::store::Store;
-use kimage_qemu_tests::images::{command, finish, keys, kimage, release, workspace};
+use kimage_qemu_tests::images::{command, finish, keys, kimage, release, store_parts, workspace};
 
 const IMAGE: &str = "ubuntu-24.04";
 
@@ -38,7 +38,7 @@ fn linked_store(place: &Path) -> PathBuf {
     let own = Store::default_root().unwrap();
     let store = place.join("store");
     fs::create_dir_all(store.join("artifacts")).unwrap();
-    for part in ["blobs", "artifacts/component", "artifacts/toolchain"] {
+    for part in store_parts(&own) {
         let into = store.join(part);
         let linked = command("cp").arg("-al").arg(own.join(part)).arg(&into).output();
         if !linked.unwrap().status.success() {

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::Command;
 
 use kimage_builder::digest::Digest;
-use kimage_qemu_tests::images::{WORKSPACE_PARTS, command, finish, keys, kimage, release, workspace};
+use kimage_qemu_tests::images::{
+    WORKSPACE_PARTS, command, finish, keys, kimage, release, store_parts, workspace,
+};
 
 /// An ordinary user without home, files or rights.
 const NOBODY: &str = "65534";
@@ -37,13 +39,11 @@ fn copied_workspace(target: &Path) {
     finish(command("chmod").args(["-R", "a+rX"]).arg(target)).unwrap();
 }
 
-/// A store with inputs and built components only: every tree is made anew. A host whose own Go is the pinned one has
-/// fetched no toolchain.
+/// A store with inputs and built components only: every tree is made anew.
 fn copied_store(target: &Path) {
     let store = kimage_builder::store::Store::default_root().unwrap();
     fs::create_dir_all(target.join("artifacts")).unwrap();
-    let parts = ["blobs", "artifacts/component", "artifacts/toolchain"];
-    for part in parts.into_iter().filter(|part| store.join(part).exists()) {
+    for part in store_parts(&store) {
         let into = target.join(part).parent().unwrap().to_owned();
         finish(command("cp").arg("-r").arg(store.join(part)).arg(into)).unwrap();
     }
