@@ -81,7 +81,7 @@ pub struct Cluster<M: Machine> {
     checks: Duration,
     balancer: Option<Balancer>,
     pub(crate) network: Network,
-    folder: TempDir,
+    _folder: TempDir,
     began: Instant,
 }
 
@@ -106,7 +106,7 @@ impl<M: Machine> Cluster<M> {
             checks,
             balancer: None,
             network,
-            folder,
+            _folder: folder,
             began: Instant::now(),
         };
         cluster.start_balancer()?;
@@ -136,11 +136,6 @@ impl<M: Machine> Cluster<M> {
     /// The network that machines are plugged into.
     pub fn network(&self) -> &Network {
         &self.network
-    }
-
-    /// A folder that ends with the cluster.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// The cluster's keys.
