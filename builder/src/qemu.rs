@@ -104,6 +104,22 @@ impl Hardware<'_> {
     }
 }
 
+/// QEMU's arguments that add `more` to the command line of a kernel started by systemd's stub, and what the accelerator
+/// wants there. Empty if there is nothing to add: with an empty string systemd-boot 255 halts. Only the first string
+/// of its kind counts, so a machine gets these arguments once. Source: systemd-stub(7), SMBIOS Type 11 Strings.
+pub fn kernel_arguments(accelerator: Accelerator, more: &str) -> Vec<String> {
+    let words: Vec<&str> = [accelerator.kernel_arguments(), more]
+        .into_iter()
+        .filter(|words| !words.is_empty())
+        .collect();
+    if words.is_empty() {
+        return Vec::new();
+    }
+    let value = words.join(" ").replace(',', ",,");
+    let string = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={value}");
+    vec!["-smbios".to_owned(), string]
+}
+
 /// A path inside an option that commas divide.
 fn option_value(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
@@ -120,6 +136,16 @@ mod tests {
         assert!(
             words[1].contains("file=/a,,readonly=on/d,format=raw"),
             "{words:?}"
+        );
+    }
+
+    #[test]
+    fn a_kernel_gets_one_string_or_none() {
+        assert!(kernel_arguments(Accelerator::Kvm, "").is_empty());
+        let words = kernel_arguments(Accelerator::Tcg, "console=ttyS0,115200");
+        assert_eq!(
+            words[1],
+            "type=11,value=io.systemd.stub.kernel-cmdline-extra=norandmaps console=ttyS0,,115200"
         );
     }
 

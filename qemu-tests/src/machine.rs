@@ -44,7 +44,12 @@ enum Boot {
         command_line: String,
     },
     /// UEFI with this firmware and this variable store, which the machine writes to.
-    Firmware { firmware: Firmware, vars: PathBuf },
+    Firmware {
+        firmware: Firmware,
+        vars: PathBuf,
+        /// What a hypervisor adds to the kernel's command line.
+        more: String,
+    },
 }
 
 impl Blueprint {
@@ -63,7 +68,17 @@ impl Blueprint {
         Self::new(Boot::Firmware {
             firmware,
             vars: vars.into(),
+            more: String::new(),
         })
+    }
+
+    /// Adds to the command line of a kernel that firmware starts, the way a hypervisor may.
+    #[must_use]
+    pub fn kernel_arguments(mut self, words: &str) -> Self {
+        if let Boot::Firmware { more, .. } = &mut self.boot {
+            words.clone_into(more);
+        }
+        self
     }
 
     fn new(boot: Boot) -> Self {
@@ -151,7 +166,7 @@ impl Blueprint {
 
     fn command_line(&self, accelerator: Accelerator, socket: &Path) -> Vec<String> {
         let firmware = match &self.boot {
-            Boot::Firmware { firmware, vars } => Some((firmware, vars.as_path())),
+            Boot::Firmware { firmware, vars, .. } => Some((firmware, vars.as_path())),
             Boot::Direct { .. } => None,
         };
         let hardware = Hardware {
@@ -176,6 +191,9 @@ impl Blueprint {
             pair("-kernel", kernel.display().to_string());
             pair("-initrd", initrd.display().to_string());
             pair("-append", command_line.clone());
+        }
+        if let Boot::Firmware { more, .. } = &self.boot {
+            words.extend(qemu::kernel_arguments(accelerator, more));
         }
         if !self.reboots {
             words.push("-no-reboot".into());

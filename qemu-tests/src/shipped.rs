@@ -25,7 +25,7 @@ const DISK: u64 = 8 << 30;
 /// What a kernel says when it gives up.
 const PANIC: &str = "Kernel panic";
 /// Warnings of the kernel would tear lines of first boot on the console; errors still come.
-const QUIET: &str = "type=11,value=io.systemd.stub.kernel-cmdline-extra=loglevel=4";
+const QUIET: &str = "loglevel=4";
 
 /// How a machine gets its NodeConfig.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Machine for Shipped {
             .memory_mb(self.order.memory_mb)
             .disk(disk)
             .connected(&self.tap)
-            .arguments(["-smbios", QUIET]);
+            .kernel_arguments(QUIET);
         blueprint = match self.order.door {
             Door::NoCloud => blueprint.disk(Disk::of(&path("cidata"), Format::Raw)),
             Door::Ec2 => blueprint.arguments(["-smbios", "type=1,manufacturer=Amazon EC2"]),

@@ -44,16 +44,11 @@ fn boot(release: &Path, disk: Disk, folder: &Path, more: &str) -> Machine {
 fn blueprint(release: &Path, disk: Disk, folder: &Path, more: &str) -> Blueprint {
     let vars = folder.join("vars.fd");
     fs::copy(release.join("ovmf-vars.fd"), &vars).unwrap();
-    let mut blueprint = Blueprint::firmware(Firmware::find(true).unwrap(), &vars)
+    Blueprint::firmware(Firmware::find(true).unwrap(), &vars)
         .memory_mb(2048)
         .disk(disk)
-        .arguments(["-nic", "user,model=virtio-net-pci"]);
-    // An empty string there makes systemd-boot 255 halt on an assertion.
-    if !more.is_empty() {
-        let extra = format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={more}");
-        blueprint = blueprint.arguments(["-smbios", &extra]);
-    }
-    blueprint
+        .arguments(["-nic", "user,model=virtio-net-pci"])
+        .kernel_arguments(more)
 }
 
 /// A copy-on-write disk over the shipped qcow2.

@@ -53,6 +53,7 @@ pub(super) fn start_machine(
     let tool = qemu::tool()?
         .args(hardware.arguments())
         .args(switch::cable("cable", &machine.socket()))
+        .args(qemu::kernel_arguments(accelerator, ""))
         .args(more);
     spawn(tool, &machine.log())
 }

@@ -10,11 +10,7 @@ use crate::failure::{Failure, OrFailure};
 use crate::kubernetes::{Api, ApiError};
 use crate::{control_plane, objects};
 
-const SERVICES: [&str; 3] = [
-    "kube-apiserver.service",
-    "kube-controller-manager.service",
-    "kube-scheduler.service",
-];
+pub(super) const API_SERVER: &str = "kube-apiserver.service";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
 /// Whoever holds it applies the cluster's objects.
 const INIT: Turn = Turn {
@@ -52,7 +48,7 @@ impl Worker<'_> {
     }
 
     pub(super) fn await_api_server(&mut self) -> Result<(), Failure> {
-        self.check_units(&SERVICES)?;
+        self.check_units(&[API_SERVER])?;
         self.own_api()?.ready().map_err(|error| {
             let error = error.failure(Cause::ApiServerNotReady);
             error.context("the own API server")

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use kimage_roles::cause::Cause;
 
 use super::Worker;
-use super::cluster::{Lease, RESTART};
+use super::cluster::{API_SERVER, Lease, RESTART};
 use super::units;
 use crate::failure::{Failure, OrFailure};
 use crate::host;
 
-const API_SERVER: &str = "kube-apiserver.service";
 /// A restarted API server that takes longer gives its turn to the next control plane.
 const READY: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(500);

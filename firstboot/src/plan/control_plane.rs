@@ -15,11 +15,6 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
     } else {
         Action::FindEtcd
     };
-    let services = [
-        "kube-apiserver.service",
-        "kube-controller-manager.service",
-        "kube-scheduler.service",
-    ];
     let mut steps = files::with_authorities(machine, certificates(config, &node))?;
     steps.extend([
         step(
@@ -36,9 +31,16 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
         step(
             "control-plane",
             Phase::ControlPlane,
-            Action::Start(services.into()),
+            Action::Start(vec!["kube-apiserver.service"]),
         ),
         step("api-server", Phase::ControlPlane, Action::AwaitApiServer),
+        // Not earlier: they give up on an API server that needs longer than ten seconds and begin anew, and on a small
+        // machine that is what keeps it from getting ready.
+        step(
+            "controllers",
+            Phase::ControlPlane,
+            Action::Start(vec!["kube-controller-manager.service", "kube-scheduler.service"]),
+        ),
         step("objects", Phase::ControlPlane, Action::ApplyObjects),
         step("kubelet-files", Phase::Node, Action::ConfigureKubelet),
         step("kubelet", Phase::Node, Action::Start(vec!["kubelet.service"])),
