@@ -224,13 +224,25 @@ impl Contained {
             .with_context(|| format!("{} has no first process yet", self.name()))
     }
 
-    /// The end of the journal.
+    /// What went wrong first, and the end of the journal.
     pub fn journal_tail(&self) -> String {
+        let warnings = self.journal(&["--priority=warning", "--output=short-monotonic"]);
+        let first: Vec<&str> = warnings.lines().take(40).collect();
+        let end = self.journal(&["--output=short-monotonic", "--lines=120"]);
+        format!(
+            "first warnings:\n{}\nend of the journal:\n{end}",
+            first.join("\n")
+        )
+    }
+
+    /// What journalctl prints of this machine's journal; why it can't, if it can't.
+    fn journal(&self, options: &[&str]) -> String {
         let mut journal = command("journalctl");
         journal
             .arg("--directory")
             .arg(self.var().join("log/journal"))
-            .args(["--no-pager", "--quiet", "-o", "short-monotonic", "-n", "120"]);
+            .args(["--no-pager", "--quiet"])
+            .args(options);
         finish(&mut journal).map_or_else(
             |error| format!("{error:#}"),
             |output| String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -330,20 +342,7 @@ impl Machine for Contained {
     }
 
     fn phases(&mut self) -> Vec<(String, Duration)> {
-        let mut journal = command("journalctl");
-        journal
-            .arg("--directory")
-            .arg(self.var().join("log/journal"))
-            .args([
-                "--no-pager",
-                "--quiet",
-                "--output=cat",
-                &format!("--unit={FIRST_BOOT}"),
-            ]);
-        let text = finish(&mut journal)
-            .map(|output| output.stdout)
-            .unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = self.journal(&["--output=cat", &format!("--unit={FIRST_BOOT}")]);
         durations(text.lines().filter_map(Status::from_console_line)).collect()
     }
 
