@@ -4,6 +4,7 @@
 
 pub mod balancer;
 pub mod cluster;
+mod control_groups;
 pub mod delay;
 mod kernel;
 pub mod leases;

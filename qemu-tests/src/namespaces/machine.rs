@@ -14,6 +14,7 @@ use kimage_roles::status::{Outcome, Phase, Status};
 use tempfile::TempDir;
 
 use super::cluster::Shared;
+use super::control_groups::ControlGroups;
 use super::kernel;
 use super::network::{Cable, Network};
 use crate::cluster::machine::{Machine, durations};
@@ -66,7 +67,14 @@ pub struct Contained {
     cable: Cable,
     folder: TempDir,
     root_offset: u64,
-    running: Option<Child>,
+    running: Option<Life>,
+}
+
+/// A machine while it is switched on.
+#[derive(Debug)]
+struct Life {
+    nspawn: Child,
+    groups: ControlGroups,
 }
 
 impl Contained {
@@ -153,8 +161,8 @@ impl Contained {
                     return Ok(status.clone());
                 }
             }
-            let child = self.running.as_mut().context("the machine is off")?;
-            if let Some(exit) = child.try_wait()? {
+            let life = self.running.as_mut().context("the machine is off")?;
+            if let Some(exit) = life.nspawn.try_wait()? {
                 bail!("{what}: the machine ended ({exit})\n{}", self.console_tail());
             }
             if Instant::now() > end {
@@ -217,8 +225,8 @@ impl Contained {
     }
 
     fn leader(&self) -> Result<i32> {
-        let child = self.running.as_ref().context("the machine is off")?;
-        let all = leaders(i32::try_from(child.id())?)?;
+        let life = self.running.as_ref().context("the machine is off")?;
+        let all = leaders(i32::try_from(life.nspawn.id())?)?;
         all.first()
             .copied()
             .with_context(|| format!("{} has no first process yet", self.name()))
@@ -295,6 +303,9 @@ impl Machine for Contained {
         let special = &self.blueprint.special;
         kernel::adapt(&overlay.join("upper"), &special.etc).context("lay the bench's files over /etc")?;
         fs::write(folder.join("mounts"), mounts(special, folder)?)?;
+        let unique = folder.file_name().context("a machine's folder has a name")?;
+        let groups = ControlGroups::new(Path::new(unique))?;
+        fs::write(folder.join("control-groups"), groups.doors())?;
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -307,26 +318,25 @@ impl Machine for Contained {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        self.running = Some(
-            nspawn
-                .spawn()
-                .context("start systemd-nspawn: run `qemu-tests/run-all` once")?,
-        );
+        let nspawn = nspawn
+            .spawn()
+            .context("start systemd-nspawn: run `qemu-tests/run-all` once")?;
+        self.running = Some(Life { nspawn, groups });
         Ok(())
     }
 
     /// Every process of the machine is killed where it stands.
     fn kill(&mut self) -> Result<()> {
-        let Some(mut child) = self.running.take() else {
+        let Some(Life { mut nspawn, groups }) = self.running.take() else {
             return Ok(());
         };
-        let group = i32::try_from(child.id()).context("a process id is an i32")?;
+        let group = i32::try_from(nspawn.id()).context("a process id is an i32")?;
         for leader in leaders(group)? {
             signal(leader);
         }
         signal(-group);
-        child.wait().context("wait for systemd-nspawn")?;
-        Ok(())
+        nspawn.wait().context("wait for systemd-nspawn")?;
+        groups.remove()
     }
 
     fn wait_for(&mut self, phase: Phase, deadline: Duration) -> Result<Status> {
@@ -384,8 +394,8 @@ impl Drop for Contained {
     }
 }
 
-/// Mounts what stage 0 and `kimage-state` mount in a machine with a disk, then becomes systemd-nspawn. The mount
-/// namespace is its own and ends with it. The container may do what a machine may: load what the kernel has, mount,
+/// Mounts what stage 0 and `kimage-state` mount in a machine with a disk, enters the machine's control groups, then
+/// becomes systemd-nspawn. The mount namespace is its own and ends with it. The container may do what a machine may: load what the kernel has, mount,
 /// change the network.
 const BOOT: &str = r#"
 offset=$1 disk=$2 folder=$3; shift 3
@@ -400,6 +410,7 @@ while read -r place type options source; do
     mkdir -p "$folder/root$place"
     mount -t "$type" -o "$options" "$source" "$folder/root$place"
 done < "$folder/mounts"
+while read -r door; do echo $$ > "$door"; done < "$folder/control-groups"
 # Machines share one image: its files are the same inodes for all of them.
 export SYSTEMD_NSPAWN_LOCK=0
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --capability=all --console=pipe --bind=/dev/kmsg \
