@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// Lines of the transcript that a failed wait repeats.
 const TAIL_LINES: usize = 40;
@@ -69,16 +69,43 @@ impl Console {
         self.wait_for_any(&[pattern], deadline).map(|(_, line)| line)
     }
 
-    /// Waits for the first of `patterns` to appear; returns which one it was and its line. A failure that
-    /// announces itself (`Kernel panic`) need not be waited out.
+    /// Waits for the first of `patterns` to appear in a complete line; returns which one it was and its line. A failure
+    /// that announces itself (`Kernel panic`) need not be waited out.
     pub fn wait_for_any(&mut self, patterns: &[&str], deadline: Duration) -> Result<(usize, String)> {
+        self.wait_until(&format!("{patterns:?}"), deadline, |transcript, position| {
+            complete_line(transcript, position, patterns)
+        })
+    }
+
+    /// Waits until `prompt` is the end of what was printed, without a line's end. One of `failures` in a line before it is
+    /// an error.
+    pub fn wait_for_prompt(&mut self, prompt: &str, failures: &[&str], deadline: Duration) -> Result<()> {
+        let (failed, line) = self.wait_until(&format!("{prompt:?}"), deadline, |transcript, position| {
+            if let Some((_, line, next)) = complete_line(transcript, position, failures) {
+                return Some((true, line, next));
+            }
+            let rest = &transcript.text[position..];
+            rest.ends_with(prompt.as_bytes())
+                .then(|| (false, String::new(), transcript.text.len()))
+        })?;
+        ensure!(!failed, "{line}");
+        Ok(())
+    }
+
+    /// Waits until `look`, given the transcript and where to begin, finds something that ends at a place.
+    fn wait_until<T>(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        look: impl Fn(&Transcript, usize) -> Option<(T, String, usize)>,
+    ) -> Result<(T, String)> {
         let end = Instant::now() + deadline;
         let shared = Arc::clone(&self.shared);
         let mut transcript = shared.lock();
         loop {
-            if let Some((which, line, next)) = find(&transcript, self.position, patterns) {
+            if let Some((found, line, next)) = look(&transcript, self.position) {
                 self.position = next;
-                return Ok((which, line));
+                return Ok((found, line));
             }
             let left = end.saturating_duration_since(Instant::now());
             if transcript.ended || left.is_zero() {
@@ -88,7 +115,7 @@ impl Console {
                     format!("{deadline:?} passed")
                 };
                 bail!(
-                    "{why} before {patterns:?} appeared on the console, which ends with:\n{}",
+                    "{why} before {what} appeared on the console, which ends with:\n{}",
                     tail(&transcript.text)
                 );
             }
@@ -134,20 +161,18 @@ impl Shared {
 }
 
 /// The first complete line from `position` on that holds a pattern, and where the text after it starts.
-fn find(transcript: &Transcript, position: usize, patterns: &[&str]) -> Option<(usize, String, usize)> {
+fn complete_line(
+    transcript: &Transcript,
+    position: usize,
+    patterns: &[&str],
+) -> Option<(usize, String, usize)> {
     let mut start = position;
     while start < transcript.text.len() {
         let rest = &transcript.text[start..];
         let length = match rest.iter().position(|byte| *byte == b'\n') {
             Some(end) => end + 1,
             None if transcript.ended => rest.len(),
-            // A prompt has no line's end, but a space: such a pattern counts as soon as it is whole.
-            None => {
-                let line = String::from_utf8_lossy(rest);
-                let is_prompt = |pattern: &&str| pattern.ends_with(' ') && line.ends_with(*pattern);
-                let which = patterns.iter().position(is_prompt)?;
-                return Some((which, line.into_owned(), transcript.text.len()));
-            }
+            None => return None,
         };
         let line = String::from_utf8_lossy(&rest[..length]);
         if let Some(which) = patterns.iter().position(|pattern| line.contains(pattern)) {
@@ -205,13 +230,31 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_without_a_line_end_is_found() {
+    fn a_prompt_without_a_line_end_is_found_and_a_failure_before_it_too() {
         let (reader, mut writer) = std::io::pipe().unwrap();
-        writer.write_all(b"host login: ").unwrap();
-        assert!(
-            Console::attach(reader, None)
-                .wait_for("login: ", Duration::from_secs(5))
-                .is_ok()
+        writer.write_all(b"sad\nhost login: ").unwrap();
+        let mut console = Console::attach(reader, None);
+        console
+            .wait_for_prompt("login: ", &["happy"], Duration::from_secs(5))
+            .unwrap();
+        console.position = 0;
+        let error = console.wait_for_prompt("login: ", &["sad"], Duration::from_secs(5));
+        assert_eq!(error.unwrap_err().to_string(), "sad");
+    }
+
+    #[test]
+    fn a_line_that_comes_in_pieces_is_found_once_it_is_whole() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut console = Console::attach(reader, None);
+        writer.write_all(b"kimage-status: ").unwrap();
+        let early = console.wait_for("kimage-status: ", Duration::from_millis(50));
+        assert!(early.is_err(), "{early:?}");
+        writer.write_all(b"{}\n").unwrap();
+        assert_eq!(
+            console
+                .wait_for("kimage-status: ", Duration::from_secs(5))
+                .unwrap(),
+            "kimage-status: {}"
         );
     }
 }
