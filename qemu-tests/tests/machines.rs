@@ -99,8 +99,8 @@ fn power_is_cut(cluster: &mut Cluster<Shipped>, before: &[Value]) -> Result<()> 
     cluster.print_phases();
     let after = cluster.wait_for_ready_nodes(SOON)?;
     ensure!(uids(before) == uids(&after), "the Nodes are other ones");
+    // Nobody asks the disk for the audit log's newest lines: those may be gone.
     cluster.check_secret()?;
-    the_audit_log_has_the_request(cluster)?;
     let kubectl = Kubectl::new(cluster)?;
     until(SOON, "the Service answers again", || answers(&kubectl))?;
     cluster.say("the same Nodes, the same Secret, and the Service answers");
@@ -270,14 +270,17 @@ fn the_audit_log_has_the_request(cluster: &Cluster<Shipped>) -> Result<()> {
             .filter(|line| line.contains("\"probe\""))
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        ensure!(!entries.is_empty(), "no entry about the Secret");
+        ensure!(entries.iter().any(is_the_request), "no entry about the Secret");
         Ok(entries)
     })?;
-    let about = |entry: &&Value| entry["verb"] == "patch" && entry["objectRef"]["resource"] == "secrets";
-    let patch = entries.iter().find(about).unwrap();
+    let patch = entries.iter().find(|entry| is_the_request(entry)).unwrap();
     assert_eq!(patch["level"], "Metadata");
     assert_eq!(patch["user"]["username"], "kubernetes-super-admin");
     assert!(!entries.iter().any(|entry| entry.to_string().contains(CLEAR)));
     cluster.say("the audit log has the request, without the Secret's content");
     Ok(())
+}
+
+fn is_the_request(entry: &Value) -> bool {
+    entry["verb"] == "patch" && entry["objectRef"]["resource"] == "secrets"
 }

@@ -15,9 +15,11 @@ use crate::images::command;
 /// Port of the API, at the balancer and behind it.
 pub const PORT: u16 = 6443;
 
-/// How long `/readyz` may take. HAProxy's own choice is the pause between two checks: a control plane asks etcd on the way,
-/// and one far member of etcd that leads would have all of them taken for dead.
+/// How long `/readyz` may take at least. HAProxy's own choice is the pause between two checks: a control plane asks etcd on
+/// the way, and one far member of etcd that leads would have all of them taken for dead.
 const CHECK: Duration = Duration::from_secs(5);
+/// Pauses between two checks that connecting may take, and `/readyz`: machines that are checked seldom are slow ones.
+const SLOWNESS: u32 = 3;
 
 /// A running HAProxy. Dropping it ends it.
 #[derive(Debug)]
@@ -72,14 +74,16 @@ impl Drop for Balancer {
 }
 
 fn configuration(backends: &[Ipv4Addr], authority: &Path, interval: Duration) -> Result<String> {
+    let connect = interval * SLOWNESS;
     let mut text = format!(
-        "defaults\n  mode tcp\n  timeout connect 3s\n  timeout client 4h\n  timeout server 4h\n  timeout check {}s\n\
+        "defaults\n  mode tcp\n  timeout connect {}ms\n  timeout client 4h\n  timeout server 4h\n  timeout check {}ms\n\
          frontend api\n  bind :{PORT}\n  default_backend control-planes\n\
          backend control-planes\n  option httpchk\n  http-check connect ssl sni kubernetes\n\
          \x20 http-check send meth GET uri /readyz\n  http-check expect status 200\n\
          \x20 default-server inter {}ms fall 2 rise 1 on-marked-down shutdown-sessions check verify required \
          verifyhost kubernetes ca-file {}\n",
-        CHECK.as_secs(),
+        connect.as_millis(),
+        CHECK.max(connect).as_millis(),
         interval.as_millis(),
         authority.display()
     );
