@@ -15,22 +15,19 @@ use kimage_qemu_tests::cluster::members::CLEAR;
 use kimage_qemu_tests::cluster::{Cluster, Shape, until};
 use kimage_qemu_tests::shipped::{Door, Shipped};
 use question::Kind;
-use replacement::a_machine_is_lost_and_replaced;
 use serde_json::Value;
 
 #[path = "machines/client.rs"]
 mod client;
 #[path = "machines/question.rs"]
 mod question;
-#[path = "claims/replacement.rs"]
-mod replacement;
 #[path = "machines/workload.rs"]
 mod workload;
 
-/// etcd is on the control planes; the cluster begins with one of them.
+/// etcd is on the control plane.
 const SHAPE: Shape = Shape {
     etcd: 0,
-    control_planes: 3,
+    control_planes: 1,
     workers: 1,
 };
 /// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
@@ -39,10 +36,11 @@ const FORMATION: Duration = Duration::from_secs(1500);
 const SOON: Duration = Duration::from_secs(600);
 
 #[test]
-fn machines_from_shipped_disks_become_a_cluster_that_survives_a_power_cut_and_the_loss_of_a_control_plane() {
+fn machines_from_shipped_disks_become_a_cluster_that_runs_pods_and_survives_a_power_cut() {
     let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
-    join(&mut cluster, "cp1", Door::NoCloud).unwrap();
-    join(&mut cluster, "w1", Door::Ec2).unwrap();
+    for (name, door) in [("cp1", Door::NoCloud), ("w1", Door::Ec2)] {
+        cluster.bring_into_service(name, door, FORMATION).unwrap();
+    }
     cluster.print_phases();
     let before = cluster.wait_for_ready_nodes(SOON).unwrap();
     nodes_know_where_they_stand(&mut cluster, &before);
@@ -54,31 +52,6 @@ fn machines_from_shipped_disks_become_a_cluster_that_survives_a_power_cut_and_th
     the_audit_log_has_the_request(&cluster).unwrap();
 
     power_is_cut(&mut cluster, &before).unwrap();
-
-    for name in ["cp2", "cp3"] {
-        join(&mut cluster, name, Door::NoCloud).unwrap();
-    }
-    cluster.wait_for_etcd(3, SOON).unwrap();
-    cluster.wait_for_ready_nodes(SOON).unwrap();
-    cluster.say("three control planes carry a quorum of three");
-    let writer = cluster.start_writer().unwrap();
-    a_machine_is_lost_and_replaced(&mut cluster, "cp2", &writer, FORMATION).unwrap();
-    let record = writer.finish().unwrap();
-    cluster.say(&record.to_string());
-    cluster.print_phases();
-    assert_eq!(cluster.lost(&record).unwrap(), Vec::<String>::new());
-    cluster.wait_for_ready_nodes(SOON).unwrap();
-    cluster.check_secret().unwrap();
-}
-
-/// Starts one more machine and waits until it is in service: machines that boot together starve each other.
-fn join(cluster: &mut Cluster<Shipped>, name: &str, door: Door) -> Result<()> {
-    cluster.start(name, door)?;
-    cluster.wait_for_one(name, FORMATION)?;
-    cluster.say(&format!("{name} is in service"));
-    let transcript = cluster.machine(name).transcript();
-    ensure!(transcript.contains("UEFI Secure Boot is enabled"), "{transcript}");
-    Ok(())
 }
 
 fn pods_do_what_pods_are_for(cluster: &Cluster<Shipped>) -> Result<()> {
@@ -100,7 +73,7 @@ fn power_is_cut(cluster: &mut Cluster<Shipped>, before: &[Value]) -> Result<()> 
     let after = cluster.wait_for_ready_nodes(SOON)?;
     ensure!(uids(before) == uids(&after), "the Nodes are other ones");
     // Nobody asks the disk for the audit log's newest lines: those may be gone.
-    cluster.check_secret()?;
+    until(SOON, "the same Secret", || cluster.check_secret())?;
     let kubectl = Kubectl::new(cluster)?;
     until(SOON, "the Service answers again", || answers(&kubectl))?;
     cluster.say("the same Nodes, the same Secret, and the Service answers");

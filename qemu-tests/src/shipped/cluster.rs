@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::metadata::Metadata;
@@ -18,7 +18,7 @@ use crate::namespaces::network::Network;
 /// Emulated machines on two cores lose no election and no node to slowness.
 const TIMING: &str = r#"{"etcdHeartbeatMilliseconds": 500, "etcdElectionMilliseconds": 5000,
     "leaderLeaseSeconds": 60, "nodeGraceSeconds": 120}"#;
-/// A handshake costs an emulated server dearly.
+/// A handshake costs an emulated server dearly, and may take as long as this.
 const CHECKS: Duration = Duration::from_secs(4);
 
 /// What virtual machines find around them.
@@ -79,6 +79,17 @@ impl Cluster<Shipped> {
         self.publish()?;
         machine.start()?;
         self.machines.push(machine);
+        Ok(())
+    }
+
+    /// Starts one more machine, as [`Cluster::start`], and waits until it is in service: machines that boot together
+    /// starve each other.
+    pub fn bring_into_service(&mut self, name: &str, door: Door, deadline: Duration) -> Result<()> {
+        self.start(name, door)?;
+        self.wait_for_one(name, deadline)?;
+        self.say(&format!("{name} is in service"));
+        let transcript = self.machine(name).transcript();
+        ensure!(transcript.contains("UEFI Secure Boot is enabled"), "{transcript}");
         Ok(())
     }
 
