@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use client::{DNS, Kubectl};
 use kimage_qemu_tests::cluster::machine::Machine;
 use kimage_qemu_tests::cluster::members::CLEAR;
@@ -124,11 +124,14 @@ fn a_deployment_answers_through_a_service_from_the_other_node(
     kubectl: &Kubectl,
 ) -> Result<String> {
     cluster.apply(&workload::server(), SOON)?;
-    let service = cluster
-        .get("/api/v1/namespaces/default/services/server")?
-        .unwrap_or_default();
-    let address = service["spec"]["clusterIP"].as_str().unwrap_or_default();
-    cluster.apply(&workload::client("cp1", address, DNS), SOON)?;
+    let address = until(SOON, "the Service has an address", || {
+        let service = cluster.get("/api/v1/namespaces/default/services/server")?;
+        let address = service
+            .as_ref()
+            .and_then(|service| service["spec"]["clusterIP"].as_str());
+        Ok(address.context("none yet")?.to_owned())
+    })?;
+    cluster.apply(&workload::client("cp1", &address, DNS), SOON)?;
     until(SOON, "the server runs on w1 and the client on cp1", || {
         let pods = cluster.items("/api/v1/namespaces/default/pods")?;
         let mut places: Vec<(&str, &str)> = pods
@@ -162,7 +165,7 @@ fn a_deployment_answers_through_a_service_from_the_other_node(
     cluster.say("client and server run");
     until(SOON, "the Service answers", || answers(kubectl))?;
     cluster.say("the server on w1 answers the client on cp1 through its Service");
-    Ok(address.to_owned())
+    Ok(address)
 }
 
 fn answers(kubectl: &Kubectl) -> Result<()> {
