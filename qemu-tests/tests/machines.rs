@@ -6,13 +6,12 @@
     reason = "what these tests need and do not find ends them"
 )]
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use client::{DNS, Kubectl};
 use kimage_qemu_tests::cluster::machine::Machine;
 use kimage_qemu_tests::cluster::members::CLEAR;
 use kimage_qemu_tests::cluster::{Cluster, Shape, until};
+use kimage_qemu_tests::shipped::cluster::{FORMATION, SOON};
 use kimage_qemu_tests::shipped::{Door, Shipped};
 use question::Kind;
 use serde_json::Value;
@@ -30,16 +29,12 @@ const SHAPE: Shape = Shape {
     control_planes: 1,
     workers: 1,
 };
-/// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
-const FORMATION: Duration = Duration::from_secs(1500);
-/// For everything that a cluster does by itself once it runs.
-const SOON: Duration = Duration::from_secs(600);
 
 #[test]
 fn machines_from_shipped_disks_become_a_cluster_that_runs_pods_and_survives_a_power_cut() {
     let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
     for (name, door) in [("cp1", Door::NoCloud), ("w1", Door::Ec2)] {
-        cluster.bring_into_service(name, door, FORMATION).unwrap();
+        cluster.bring_into_service(name, door).unwrap();
     }
     cluster.print_phases();
     let before = cluster.wait_for_ready_nodes(SOON).unwrap();

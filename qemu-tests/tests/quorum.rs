@@ -1,9 +1,8 @@
 //! Bench B: three control planes from shipped disks, under Secure Boot, carry a quorum that survives the loss of one of
 //! them for good.
 
-use std::time::Duration;
-
 use kimage_qemu_tests::cluster::{Cluster, Shape, until};
+use kimage_qemu_tests::shipped::cluster::{FORMATION, SOON};
 use kimage_qemu_tests::shipped::{Door, Shipped};
 use replacement::a_machine_is_lost_and_replaced;
 
@@ -16,18 +15,12 @@ const SHAPE: Shape = Shape {
     control_planes: 3,
     workers: 1,
 };
-/// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
-const FORMATION: Duration = Duration::from_secs(1500);
-/// For everything that a cluster does by itself once it runs.
-const SOON: Duration = Duration::from_secs(600);
 
 #[test]
 fn three_control_planes_from_shipped_disks_lose_one_for_good_and_no_write() {
     let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
     for name in ["cp1", "cp2", "cp3", "w1"] {
-        cluster
-            .bring_into_service(name, Door::NoCloud, FORMATION)
-            .unwrap();
+        cluster.bring_into_service(name, Door::NoCloud).unwrap();
     }
     cluster.wait_for_etcd(3, SOON).unwrap();
     cluster.wait_for_ready_nodes(SOON).unwrap();

@@ -18,7 +18,8 @@ pub const PORT: u16 = 6443;
 /// How long `/readyz` may take at least. HAProxy's own choice is the pause between two checks: a control plane asks etcd on
 /// the way, and one far member of etcd that leads would have all of them taken for dead.
 const CHECK: Duration = Duration::from_secs(5);
-/// Pauses between two checks that connecting may take, and `/readyz`: machines that are checked seldom are slow ones.
+/// Pauses between two checks that a session's connection may take, and `/readyz`: machines that are checked seldom are
+/// slow ones. A check's own connection may take one pause, whatever else is said (HAProxy manual, `timeout check`).
 const SLOWNESS: u32 = 3;
 
 /// A running HAProxy. Dropping it ends it.

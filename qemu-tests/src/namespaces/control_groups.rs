@@ -59,7 +59,10 @@ impl ControlGroups {
 
 fn inherit_cpuset(parent: &Path, folder: &Path) -> Result<()> {
     for file in CPUSET {
-        if let Ok(processors) = fs::read_to_string(parent.join(file)) {
+        // In version 2 a group has the file only if its parent hands the controller down.
+        if folder.join(file).exists()
+            && let Ok(processors) = fs::read_to_string(parent.join(file))
+        {
             fs::write(folder.join(file), processors)
                 .with_context(|| format!("set {} of {}", file, folder.display()))?;
         }

@@ -395,8 +395,8 @@ impl Drop for Contained {
 }
 
 /// Mounts what stage 0 and `kimage-state` mount in a machine with a disk, enters the machine's control groups, then
-/// becomes systemd-nspawn. The mount namespace is its own and ends with it. The container may do what a machine may: load what the kernel has, mount,
-/// change the network.
+/// becomes systemd-nspawn. The mount namespace is its own and ends with it. The container may do what a machine may: load
+/// what the kernel has, mount, change the network.
 const BOOT: &str = r#"
 offset=$1 disk=$2 folder=$3; shift 3
 mount -t squashfs -o ro,loop,offset="$offset" "$disk" "$folder/root"

@@ -18,6 +18,10 @@ use crate::namespaces::network::Network;
 /// Emulated machines on two cores lose no election and no node to slowness.
 const TIMING: &str = r#"{"etcdHeartbeatMilliseconds": 500, "etcdElectionMilliseconds": 5000,
     "leaderLeaseSeconds": 60, "nodeGraceSeconds": 120}"#;
+/// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
+pub const FORMATION: Duration = Duration::from_secs(1500);
+/// For everything that a cluster does by itself once it runs.
+pub const SOON: Duration = Duration::from_secs(600);
 /// A handshake costs an emulated server dearly, and may take as long as this.
 const CHECKS: Duration = Duration::from_secs(4);
 
@@ -84,9 +88,9 @@ impl Cluster<Shipped> {
 
     /// Starts one more machine, as [`Cluster::start`], and waits until it is in service: machines that boot together
     /// starve each other.
-    pub fn bring_into_service(&mut self, name: &str, door: Door, deadline: Duration) -> Result<()> {
+    pub fn bring_into_service(&mut self, name: &str, door: Door) -> Result<()> {
         self.start(name, door)?;
-        self.wait_for_one(name, deadline)?;
+        self.wait_for_one(name, FORMATION)?;
         self.say(&format!("{name} is in service"));
         let transcript = self.machine(name).transcript();
         ensure!(transcript.contains("UEFI Secure Boot is enabled"), "{transcript}");
