@@ -44,8 +44,9 @@ fn host(failure: Option<&str>) -> tempfile::TempDir {
     fs::create_dir(folder.path().join("bin")).unwrap();
     let script = match failure {
         Some(words) => format!("#!/bin/sh\necho '{words}' >&2\nexit 1\n"),
-        // A machine that reports at once; the gateway has no console.
-        None => "#!/bin/sh\nfor word; do case $word in file:*) console=$(echo \"$word\" | cut -c6-) ;; esac; done\n\
+        // A machine that reports at once; the gateway has no console. Each opens its end of the cable.
+        None => "#!/bin/sh\nfor word; do case $word in file:*) console=$(echo \"$word\" | cut -c6-) ;; \
+                 dgram,*) end=${word#*local.path=}; : > \"${end%%,*}\" ;; esac; done\n\
                  [ -z \"$console\" ] || echo 'kimage-status: {\"schema\":1,\"role\":\"worker\",\"phase\":\"in-service\",\
                  \"outcome\":\"done\",\"attempt\":1,\"durationMilliseconds\":1,\"totalMilliseconds\":2}' > $console\n\
                  exec sleep 600\n"

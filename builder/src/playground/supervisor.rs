@@ -28,8 +28,9 @@ const TICK: Duration = Duration::from_millis(500);
 /// Between two questions of the balancer to an API server; each costs an emulated one dearly.
 const CHECKS: Duration = Duration::from_secs(1);
 const SLOW_CHECKS: Duration = Duration::from_secs(5);
-/// A gateway that can't work ends within it.
-const GATEWAY_START: Duration = Duration::from_millis(500);
+/// How long the gateway may take until it is at its cable, and between two looks.
+const GATEWAY_START: Duration = Duration::from_secs(30);
+const GATEWAY_LOOK: Duration = Duration::from_millis(20);
 /// How long a supervisor may take until it starts machines.
 const START: Duration = Duration::from_secs(60);
 
@@ -82,8 +83,7 @@ pub fn serve(folder: &Path) -> Result<()> {
     switch::start(&playground)?;
     let mut gateway = hardware::start_gateway(&playground)?;
     record(gateway.id(), Path::new(GATEWAY_PID))?;
-    thread::sleep(GATEWAY_START);
-    check_gateway(&mut gateway)?;
+    wait_for_gateway(&mut gateway)?;
     let backends: Vec<u16> = playground
         .machines
         .iter()
@@ -110,9 +110,28 @@ pub fn serve(folder: &Path) -> Result<()> {
     }
 }
 
+/// Writes down who `pid` is. One that has ended already is nobody's to end; who started it sees that it did.
 fn record(pid: u32, path: &Path) -> Result<()> {
-    let identity = Identity::of(pid).with_context(|| format!("{}: the process has ended", path.display()))?;
-    identity.write(path)
+    Identity::of(pid).map_or(Ok(()), |identity| identity.write(path))
+}
+
+/// Returns when QEMU has opened the gateway's end of its cable, the last thing that can fail for want of a feature.
+fn wait_for_gateway(gateway: &mut Child) -> Result<()> {
+    let end = Instant::now() + GATEWAY_START;
+    loop {
+        let ready = switch::gateway().exists();
+        check_gateway(gateway)?;
+        if ready {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!(
+                "QEMU's user network was not ready after {} s",
+                GATEWAY_START.as_secs()
+            );
+        }
+        thread::sleep(GATEWAY_LOOK);
+    }
 }
 
 fn check_gateway(gateway: &mut Child) -> Result<()> {
