@@ -27,8 +27,8 @@ mod units;
 
 pub use etcd::Member;
 
-/// How long the certificate lives that applies the first objects: it is never on a disk.
-const ERRAND: Duration = Duration::from_secs(3600);
+/// How long a certificate of [`Worker::own_api`] lives: it is never on a disk.
+pub(crate) const ERRAND: Duration = Duration::from_secs(3600);
 
 /// Something to do.
 #[derive(Debug, Clone)]
