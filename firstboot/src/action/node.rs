@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::Worker;
 use crate::failure::{Failure, OrFailure};
 use crate::host::{self, read_bounded};
-use crate::http::Trust;
+use crate::http::{Client, Request, Settings, Trust};
 use crate::join::{self, Joined, is_ready};
 use crate::kubernetes::{Api, ApiError, Caller};
 use crate::layout::{CA_CERTIFICATE, KUBELET_CLIENT, KUBELET_KUBECONFIG};
@@ -27,6 +27,8 @@ const MAX_PEM: u64 = 64 << 10;
 /// How long a registration may take before its absence is a trouble to report; and between two looks.
 const REGISTRATION: Duration = Duration::from_secs(3);
 const REGISTRATION_PAUSE: Duration = Duration::from_millis(100);
+/// How long a service of this machine may take to say how it is.
+const HEALTH: Duration = Duration::from_secs(5);
 const NETWORK_UNITS: [(&str, &str); 3] = [
     ("flanneld", "flanneld.service"),
     ("kube-proxy", "kube-proxy.service"),
@@ -76,16 +78,9 @@ impl Worker<'_> {
 
     pub(super) fn configure_pod_network(&mut self) -> Result<(), Failure> {
         let (config, node) = (&self.machine.config, self.machine.node());
-        let (server, cluster) = match &self.findings.joined {
-            Some(joined) => (
-                joined.cluster.server.clone(),
-                pod_network::Cluster {
-                    has_kube_proxy: joined.has_kube_proxy,
-                },
-            ),
-            None => (node.own_api_server(), pod_network::Cluster::default()),
-        };
-        let files = pod_network::files(config, &node, &server, cluster);
+        let joined = self.findings.joined.as_ref();
+        let server = joined.map_or_else(|| node.own_api_server(), |joined| joined.cluster.server.clone());
+        let files = pod_network::files(config, &node, &server, self.cluster_facts());
         self.write(&files)?;
         let chosen = |name: &str| {
             let path = layout::environment(name);
@@ -98,6 +93,13 @@ impl Worker<'_> {
         }
         self.await_registration(config.network.plugin == NetworkPlugin::Flannel)?;
         self.start(&units)
+    }
+
+    fn cluster_facts(&self) -> pod_network::Cluster {
+        let joined = self.findings.joined.as_ref();
+        pod_network::Cluster {
+            has_kube_proxy: joined.is_some_and(|joined| joined.has_kube_proxy),
+        }
     }
 
     /// Waits a while until the Node is there, and has its part of the pods' addresses. What starts before it is pauses
@@ -143,7 +145,29 @@ impl Worker<'_> {
             let text = "the Node is Ready from before this boot; its kubelet has not spoken since";
             return Err(Failure::because(Cause::NodeNotReady, text));
         }
-        Ok(())
+        self.check_kube_proxy()
+    }
+
+    /// A Node is Ready without Services, which make half of its pods useless. Where kube-proxy is baked in, it has to have
+    /// written its rules once.
+    fn check_kube_proxy(&self) -> Result<(), Failure> {
+        if !pod_network::runs_kube_proxy(&self.machine.config, self.cluster_facts()) {
+            return Ok(());
+        }
+        let settings = Settings {
+            connect: HEALTH,
+            total: HEALTH,
+            ..Settings::default()
+        };
+        let url = pod_network::kube_proxy::health(self.machine.address);
+        let answer = Client::new(&settings).and_then(|client| client.send(&Request::get(url))?.success());
+        answer.map(drop).map_err(|error| {
+            let last = super::units::last_line("kube-proxy.service").unwrap_or_default();
+            Failure::because(
+                Cause::UnitFailed,
+                format!("kube-proxy.service does not serve ({error}); it last said: {last}"),
+            )
+        })
     }
 
     /// The cluster as this machine sees it, and the cause when nobody answers there.

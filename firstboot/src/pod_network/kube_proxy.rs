@@ -1,6 +1,6 @@
 //! kube-proxy on nftables.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kimage_roles::node_config::NodeConfig;
 use serde_json::{Value, json};
@@ -9,6 +9,14 @@ use crate::arguments::Arguments;
 use crate::layout::{KUBE_PROXY_CONFIGURATION, NODE_SERVICES_KUBECONFIG, environment};
 use crate::machine::Machine;
 use crate::rendered::RenderedFile;
+
+/// Where kube-proxy says whether its rules are written and fresh (`healthzBindAddress`, all addresses unless told).
+const HEALTH_PORT: u16 = 10256;
+
+/// The URL of that on the machine at `address`.
+pub fn health(address: IpAddr) -> String {
+    format!("http://{}/healthz", SocketAddr::new(address, HEALTH_PORT))
+}
 
 pub(super) fn files(config: &NodeConfig, machine: &Machine) -> Vec<RenderedFile> {
     let mut configuration = cluster_configuration(config, NODE_SERVICES_KUBECONFIG);

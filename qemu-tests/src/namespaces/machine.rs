@@ -314,6 +314,8 @@ impl Machine for Contained {
         nspawn
             .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
             .args(self.arguments())
+            // As on a machine of its own: kube-proxy writes there (systemd-nspawn, docs/ENVIRONMENT.md).
+            .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -340,6 +340,20 @@ fn faults_of_other_machines(bench: &mut Bench) {
     let twin = bench.changed("/node", json!({"name": VICTIM}));
     bench.start("worker", "d1", address("w", 8), &twin, Special::default());
     bench.report_of("d1", "duplicate node name", Cause::DuplicateNodeName, retrying);
+    let broken = Special {
+        etc: vec![(
+            "systemd/system/kube-proxy.service.d/broken.conf",
+            "[Service]\nExecStart=\nExecStart=/usr/bin/false\n".to_owned(),
+        )],
+        ..Special::default()
+    };
+    bench.start("worker", "k1", address("w", 9), &good, broken);
+    bench.report_of(
+        "k1",
+        "kube-proxy ends again and again",
+        Cause::UnitFailed,
+        retrying,
+    );
     let place = address("e", 5);
     let foreign = etcd_document(&format!("{place},other={}", address("cp", 1))).unwrap();
     bench.start("etcd", "e5", place, &foreign, Special::default());
