@@ -1,8 +1,9 @@
 //! The only writer: what a plan consists of and how it is done. Every action is atomic or safe to repeat; what one
 //! learns for a later one stands in [`Findings`].
 
+use std::cell::RefCell;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
 use kimage_roles::certificate::{Authority, Profile};
@@ -28,7 +29,7 @@ mod units;
 pub use etcd::Member;
 
 /// How long a certificate of [`Worker::own_api`] lives: it is never on a disk.
-pub(crate) const ERRAND: Duration = Duration::from_secs(3600);
+const ERRAND: Duration = Duration::from_secs(3600);
 
 /// Something to do.
 #[derive(Debug, Clone)]
@@ -147,6 +148,8 @@ pub struct Worker<'a> {
     machine: &'a Machine,
     findings: Findings,
     formation: Option<etcd::Member>,
+    /// What [`Self::own_api`] gave last, and when its certificate was made.
+    own_api: RefCell<Option<(Api, Instant)>>,
     /// The action changed a file, in this try or in one before.
     changed: bool,
     /// Services that the action starts run with older files.
@@ -161,6 +164,7 @@ impl<'a> Worker<'a> {
             machine,
             findings: Findings::default(),
             formation: None,
+            own_api: RefCell::new(None),
             changed: false,
             stale: false,
         }
@@ -225,8 +229,21 @@ impl<'a> Worker<'a> {
         Authority::from_pair(pair).or_failure(Cause::ConfigInvalid)
     }
 
-    /// The own API server, as an administrator whose certificate lives an hour, in memory.
+    /// The own API server, as an administrator whose certificate lives an hour, in memory. It is asked again and again:
+    /// one certificate and its connections serve for half an hour, since a handshake costs more than an answer.
     pub(crate) fn own_api(&self) -> Result<Api, Failure> {
+        if let Some((api, made)) = &*self.own_api.borrow()
+            && made.elapsed() < ERRAND / 2
+        {
+            return Ok(api.clone());
+        }
+        let made = Instant::now();
+        let api = self.new_own_api()?;
+        self.own_api.replace(Some((api.clone(), made)));
+        Ok(api)
+    }
+
+    fn new_own_api(&self) -> Result<Api, Failure> {
         let authority = self.authority(Signer::Kubernetes)?;
         let now = std::time::SystemTime::now();
         let pair = kimage_roles::certificate::issue(&authority, &Profile::super_admin(), now, ERRAND);

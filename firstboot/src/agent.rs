@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::NodeRole;
 
-use crate::action::{Action, ERRAND, Member, Worker};
+use crate::action::{Action, Member, Worker};
 use crate::approver;
 use crate::failure::Failure;
 use crate::host::Host;
-use crate::kubernetes::Api;
 use crate::metadata::Machine;
 use crate::plan::{is_stacked, plan};
 use crate::report::{self, Reporter};
@@ -84,12 +83,8 @@ fn chores<'a>(host: &'a Host, machine: &'a Machine) -> Result<Vec<Chore<'a>>, Fa
         every("etcd", MEMBERSHIP, Box::new(move || worker.follow_etcd()));
     }
     if role == NodeRole::ControlPlane {
-        let mut approver = Approver {
-            host,
-            machine,
-            api: None,
-        };
-        every("approver", APPROVALS, Box::new(move || approver.work()));
+        let worker = Worker::new(host, machine);
+        every("approver", APPROVALS, Box::new(move || approve(&worker)));
     }
     if role != NodeRole::Worker {
         every("certificates", RENEWAL, Box::new(move || renew(host, machine)));
@@ -97,26 +92,10 @@ fn chores<'a>(host: &'a Host, machine: &'a Machine) -> Result<Vec<Chore<'a>>, Fa
     Ok(chores)
 }
 
-/// Asks over one connection, under one certificate for half of its life: a handshake with two certificates every other
-/// second would be most of what the agent costs.
-struct Approver<'a> {
-    host: &'a Host,
-    machine: &'a Machine,
-    api: Option<(Api, Instant)>,
-}
-
-impl Approver<'_> {
-    fn work(&mut self) -> Result<String, Failure> {
-        let current = self.api.take().filter(|(_, since)| since.elapsed() < ERRAND / 2);
-        let (api, since) = match current {
-            Some(current) => current,
-            None => (Worker::new(self.host, self.machine).own_api()?, Instant::now()),
-        };
-        let lines =
-            approver::approve_waiting(&api).map_err(|error| error.failure(Cause::ApiServerNotReady))?;
-        self.api = Some((api, since));
-        Ok(lines.join("; "))
-    }
+fn approve(worker: &Worker) -> Result<String, Failure> {
+    let lines = approver::approve_waiting(&worker.own_api()?);
+    let lines = lines.map_err(|error| error.failure(Cause::ApiServerNotReady))?;
+    Ok(lines.join("; "))
 }
 
 /// Issues anew what has less than a third of its life left. API server and etcd read the files again by themselves.

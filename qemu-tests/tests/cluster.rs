@@ -137,7 +137,10 @@ fn eight_machines_started_at_once_become_one_cluster_that_survives_every_single_
     lose_packets(&mut cluster, &writer);
     delay_frames(&mut cluster, &writer);
     fill_disk(&mut cluster, &writer);
-    replacement::a_machine_is_lost_and_replaced(&mut cluster, "cp2", &writer, FORMATION).unwrap();
+    // The name of a worker is taken until the cluster has noticed that its machine is gone.
+    for name in ["cp2", "w2"] {
+        replacement::a_machine_is_lost_and_replaced(&mut cluster, name, &writer, FORMATION).unwrap();
+    }
     replace_by_others(&mut cluster, &writer);
     let record = writer.finish().unwrap();
     println!("{record}");
