@@ -160,7 +160,8 @@ impl Machine for Shipped {
                 .wait_for_any(&[CONSOLE_PREFIX, PANIC], left)
                 .with_context(|| format!("{name} on its way to {phase:?}"))?;
             if which == 1 {
-                bail!("{name}: {line}");
+                let said = console.transcript();
+                bail!("{name}: {line}\n{}", crate::console::tail(said.as_bytes()));
             }
             self.newest = Status::from_console_line(&line).or(self.newest.take());
         }
