@@ -3,8 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{LazyLock, mpsc};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crate::accelerator;
 use crate::console::Console;
 use crate::control::Control;
 use crate::namespaces::network::{Network, Tap};
+use crate::processes::start_for_good;
 
 pub use kimage_builder::qemu::{Bus, Cache, Disk, Firmware, Format};
 
@@ -348,23 +348,4 @@ fn spawn(arguments: &[String], network: Option<&str>) -> Result<Child> {
         }
     }
     start_for_good(command).with_context(|| format!("start `{line}`"))
-}
-
-/// Starts a child from a thread that lives as long as this process: QEMU dies with the thread that starts it, and a
-/// machine may be handed from a test's thread to another.
-fn start_for_good(command: Command) -> Result<Child> {
-    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static STARTER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-        let (orders, taken) = mpsc::channel::<Order>();
-        thread::spawn(move || {
-            for (mut command, answer) in taken {
-                // Who asked may have gone.
-                let _ = answer.send(command.spawn());
-            }
-        });
-        orders
-    });
-    let (answer, answered) = mpsc::channel();
-    STARTER.send((command, answer)).context("the starter has ended")?;
-    Ok(answered.recv().context("the starter has ended")??)
 }

@@ -24,6 +24,8 @@ mod formations;
 mod impostor;
 #[path = "cluster/kills.rs"]
 mod kills;
+#[path = "cluster/orphans.rs"]
+mod orphans;
 #[path = "claims/replacement.rs"]
 mod replacement;
 #[path = "cluster/starvation.rs"]

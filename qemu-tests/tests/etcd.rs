@@ -23,6 +23,7 @@ use kimage_firstboot::record::etcd::EtcdKey;
 use kimage_firstboot::record::file::RecordFile;
 use kimage_firstboot::record::{Phase, Record, RecordStore, Written};
 use kimage_qemu_tests::components::component;
+use kimage_qemu_tests::processes::start_for_good;
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::Timing;
 use kimage_roles::secret::Secret;
@@ -54,13 +55,12 @@ impl Service for Process {
             .create(true)
             .append(true)
             .open(self.config.with_extension("log"))?;
-        let child = Command::new(&self.program)
-            .arg(format!("--config-file={}", self.config.display()))
+        let mut etcd = Command::new(&self.program);
+        etcd.arg(format!("--config-file={}", self.config.display()))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        *self.child.lock().unwrap() = Some(child);
+            .stderr(log);
+        *self.child.lock().unwrap() = Some(start_for_good(etcd)?);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::network::Network;
 use crate::images::command;
+use crate::processes::start_for_good;
 
 /// Port of the API, at the balancer and behind it.
 pub const PORT: u16 = 6443;
@@ -52,11 +53,8 @@ impl Balancer {
         haproxy
             .args(["netns", "exec", network.name(), "haproxy", "-db", "-f"])
             .arg(&file);
-        let child = haproxy
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
+        haproxy.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        let child = start_for_good(haproxy)
             .context("start haproxy: run `qemu-tests/run-all` once, it installs tools")?;
         Ok(Self { child, folder })
     }

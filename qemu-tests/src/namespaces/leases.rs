@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::network::{BENCH, Network, hardware_address};
+use crate::processes::start_for_good;
 
 /// A running dnsmasq. Dropping it ends it.
 #[derive(Debug)]
@@ -36,11 +37,8 @@ impl Leases {
         for address in addresses {
             dnsmasq.arg(format!("--dhcp-host={},{address}", hardware_address(address)));
         }
-        let child = dnsmasq
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
+        dnsmasq.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = start_for_good(dnsmasq)
             .context("start dnsmasq: run `qemu-tests/run-all` once, it installs tools")?;
         Ok(Self { child, folder })
     }

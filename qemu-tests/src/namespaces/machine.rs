@@ -19,6 +19,7 @@ use super::kernel;
 use super::network::{Cable, Network};
 use crate::cluster::machine::{Machine, durations};
 use crate::images::{command, finish};
+use crate::processes::start_for_good;
 
 /// Between two looks at a file of a machine: its namespaces are not ours, so nothing can wake us.
 const POLL: Duration = Duration::from_millis(20);
@@ -73,7 +74,8 @@ pub struct Contained {
 /// A machine while it is switched on.
 #[derive(Debug)]
 struct Life {
-    nspawn: Child,
+    /// `unshare`, whose one child becomes systemd-nspawn.
+    unshare: Child,
     groups: ControlGroups,
 }
 
@@ -162,7 +164,7 @@ impl Contained {
                 }
             }
             let life = self.running.as_mut().context("the machine is off")?;
-            if let Some(exit) = life.nspawn.try_wait()? {
+            if let Some(exit) = life.unshare.try_wait()? {
                 bail!("{what}: the machine ended ({exit})\n{}", self.console_tail());
             }
             if Instant::now() > end {
@@ -226,10 +228,8 @@ impl Contained {
 
     fn leader(&self) -> Result<i32> {
         let life = self.running.as_ref().context("the machine is off")?;
-        let all = leaders(i32::try_from(life.nspawn.id())?)?;
-        all.first()
-            .copied()
-            .with_context(|| format!("{} has no first process yet", self.name()))
+        let unshare = i32::try_from(life.unshare.id())?;
+        first_process(unshare).with_context(|| format!("{} has no first process yet", self.name()))
     }
 
     /// What went wrong first, and the end of the journal.
@@ -310,9 +310,12 @@ impl Machine for Contained {
             .create(true)
             .append(true)
             .open(folder.join("console"))?;
-        let mut nspawn = command("unshare");
-        nspawn
-            .args(["--mount", "--propagation", "private", "sh", "-euc", BOOT, "sh"])
+        let mut unshare = command("unshare");
+        unshare
+            .args(["--mount", "--propagation", "private"])
+            // With its first process a process namespace ends, and `unshare` ends with the test.
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-euc", BOOT, "sh"])
             .args(self.arguments())
             // As on a machine of its own: kube-proxy writes there (systemd-nspawn, docs/ENVIRONMENT.md).
             .env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "network")
@@ -320,24 +323,23 @@ impl Machine for Contained {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        let nspawn = nspawn
-            .spawn()
-            .context("start systemd-nspawn: run `qemu-tests/run-all` once")?;
-        self.running = Some(Life { nspawn, groups });
+        let unshare = start_for_good(unshare).context("start unshare: run `qemu-tests/run-all` once")?;
+        self.running = Some(Life { unshare, groups });
         Ok(())
     }
 
     /// Every process of the machine is killed where it stands.
     fn kill(&mut self) -> Result<()> {
-        let Some(Life { mut nspawn, groups }) = self.running.take() else {
+        let Some(Life { mut unshare, groups }) = self.running.take() else {
             return Ok(());
         };
-        let group = i32::try_from(nspawn.id()).context("a process id is an i32")?;
-        for leader in leaders(group)? {
-            signal(leader);
+        let process = i32::try_from(unshare.id()).context("a process id is an i32")?;
+        // All processes of a namespace are killed and gone before its first one is (pid_namespaces(7)).
+        match children(process).first() {
+            Some(nspawn) => signal(*nspawn),
+            None => signal(process),
         }
-        signal(-group);
-        nspawn.wait().context("wait for systemd-nspawn")?;
+        unshare.wait().context("wait for the machine's end")?;
         groups.remove()
     }
 
@@ -375,6 +377,11 @@ pub struct Service {
 impl Service {
     fn lives(&self) -> bool {
         fs::read_to_string(format!("/proc/{}/cmdline", self.process)).is_ok_and(|words| words == self.words)
+    }
+
+    /// Its id on this host.
+    pub fn process(&self) -> i32 {
+        self.process
     }
 
     /// Kills it where it stands and waits for its end; `false` when it has ended before.
@@ -449,17 +456,13 @@ fn root_offset(release: &Path) -> Result<u64> {
     Ok(root.context("the manifest has no partition root-a")?.offset)
 }
 
-/// First processes of the containers whose nspawn is in the process group `group`.
-fn leaders(group: i32) -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for child in children(group) {
-        let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-        if name.trim_end() == "systemd" {
-            found.push(child);
-        }
-        found.extend(children(child));
-    }
-    Ok(found)
+/// The container's first process, below `unshare` and systemd-nspawn.
+fn first_process(unshare: i32) -> Option<i32> {
+    let mut below = children(unshare).into_iter().flat_map(children);
+    below.find(|process| {
+        let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        name.trim_end() == "systemd"
+    })
 }
 
 fn children(process: i32) -> Vec<i32> {

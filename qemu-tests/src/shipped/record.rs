@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use crate::components::component;
 use crate::namespaces::network::{BENCH, Network};
+use crate::processes::start_for_good;
 
 const CLIENTS: u16 = 22379;
 
@@ -27,16 +28,14 @@ impl RecordKeeper {
         let program = &program.context("component etcd has no etcd")?.source;
         let log = std::fs::File::create(folder.path().join("log")).context("make the record's log")?;
         let url = Self::url();
-        let child = network
-            .command(&program.display().to_string())
-            .arg(format!("--data-dir={}", folder.path().join("data").display()))
+        let mut etcd = network.command(&program.display().to_string());
+        etcd.arg(format!("--data-dir={}", folder.path().join("data").display()))
             .arg(format!("--listen-client-urls={url}"))
             .arg(format!("--advertise-client-urls={url}"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start etcd for the record")?;
+            .stderr(log);
+        let child = start_for_good(etcd).context("start etcd for the record")?;
         Ok(Self {
             child,
             _folder: folder,

@@ -12,6 +12,7 @@ use kimage_qemu_tests::cluster::Cluster;
 use kimage_qemu_tests::images::{command, finish};
 use kimage_qemu_tests::namespaces::machine::Contained;
 use kimage_qemu_tests::namespaces::network::{BENCH, Network};
+use kimage_qemu_tests::processes::start_for_good;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -106,7 +107,7 @@ impl Impostor {
             .args(["netns", "exec", network.name(), "haproxy", "-db", "-f"])
             .arg(place.join("haproxy.cfg"))
             .stdin(Stdio::null());
-        let child = haproxy.spawn().context("start haproxy")?;
+        let child = start_for_good(haproxy).context("start haproxy")?;
         Ok(Self {
             child,
             _folder: folder,

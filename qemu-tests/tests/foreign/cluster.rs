@@ -15,6 +15,7 @@ use kimage_qemu_tests::kubeadm::{self, Kubeadm};
 use kimage_qemu_tests::namespaces::balancer::{Balancer, PORT};
 use kimage_qemu_tests::namespaces::machine::{Blueprint, Contained, Special};
 use kimage_qemu_tests::namespaces::network::{BENCH, Cable, Network};
+use kimage_qemu_tests::processes::start_for_good;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -128,7 +129,7 @@ impl Cluster {
         let log = File::create(self.log(name))?;
         let mut service = self.beside(&self.programs().join(&words[0]));
         service.args(&words[1..]).stdout(log.try_clone()?).stderr(log);
-        self.services.push((name.to_owned(), service.spawn()?));
+        self.services.push((name.to_owned(), start_for_good(service)?));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use kimage_firstboot::control_plane::identity::{self, Signer};
 use kimage_firstboot::control_plane::{self, api_server, controller_manager, scheduler};
 use kimage_qemu_tests::components::component;
 use kimage_qemu_tests::images::command;
+use kimage_qemu_tests::processes::start_for_good;
 use kimage_roles::certificate::{Credentials, Kubeconfig, LEAF_LIFETIME, Profile, issue, public_key_pem};
 use kimage_roles::node_config::{KeyPair, NodeConfig};
 use serde_json::{Value, json};
@@ -206,13 +207,9 @@ impl Cluster {
 
     fn spawn(&mut self, name: &str, words: &[String]) {
         let log = File::create(self.path(&format!("{name}.log"))).unwrap();
-        let child = command(self.path("bin").join(name))
-            .args(words)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.children.push(child);
+        let mut service = command(self.path("bin").join(name));
+        service.args(words).stdout(log.try_clone().unwrap()).stderr(log);
+        self.children.push(start_for_good(service).unwrap());
     }
 
     fn wait(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
