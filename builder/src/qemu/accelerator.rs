@@ -20,6 +20,12 @@ const FIRMWARE: Duration = Duration::from_secs(20);
 /// Between two looks at a child that is about to end; the standard library has no wait with a deadline.
 const POLL: Duration = Duration::from_millis(5);
 const DEVICE: &str = "/dev/kvm";
+/// For a translator. Before version 8 QEMU translates code anew for each address that it is mapped at, so libraries had
+/// better lie at the same place in all processes: half as much to translate, a quarter of the time until
+/// `multi-user.target`. A timer of the processor costs it a walk through its own main loop; without high resolution there
+/// are fewer of them. What guards a real processor's secrets only costs time here.
+const EASIER: &str =
+    "norandmaps highres=off mitigations=off randomize_kstack_offset=off init_on_alloc=0 nowatchdog";
 
 /// What executes the guest's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +37,11 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// What makes a kernel easier to run. QEMU before 8 translates code anew for each address that it is mapped at, so
-    /// libraries had better lie at the same place in all processes: half as much to translate, a quarter of the time
-    /// until `multi-user.target`.
+    /// What makes a kernel easier to run (Documentation/admin-guide/kernel-parameters.txt).
     pub(super) fn kernel_arguments(self) -> &'static str {
         match self {
             Self::Kvm => "",
-            Self::Tcg => "norandmaps",
+            Self::Tcg => EASIER,
         }
     }
 
