@@ -58,6 +58,8 @@ pub enum Action {
     Join,
     /// Have the cluster sign the kubelet's certificate.
     ObtainKubeletCertificate,
+    /// Make the Node, which the kubelet then finds.
+    RegisterNode,
     /// Write arguments, configuration and kubeconfig of the kubelet.
     ConfigureKubelet,
     /// Write configuration of flannel, kube-proxy and kube-router and start those that are chosen.
@@ -124,6 +126,7 @@ impl fmt::Display for Action {
             Self::AwaitApiServer => f.write_str("wait for the own API server"),
             Self::ApplyObjects => f.write_str("apply the cluster's objects"),
             Self::Join => f.write_str("discover the cluster through the balancer"),
+            Self::RegisterNode => f.write_str("register the Node"),
             Self::ConfigureKubelet => f.write_str("configure the kubelet"),
             Self::ObtainKubeletCertificate => f.write_str("have the cluster sign the kubelet's certificate"),
             Self::ConfigurePodNetwork => f.write_str("configure and start the pod network"),
@@ -195,6 +198,7 @@ impl<'a> Worker<'a> {
             Action::AwaitApiServer => self.await_api_server(),
             Action::ApplyObjects => self.apply_objects(),
             Action::Join => self.join(),
+            Action::RegisterNode => self.register_node(),
             Action::ConfigureKubelet => self.configure_kubelet(),
             Action::ObtainKubeletCertificate => self.obtain_kubelet_certificate(),
             Action::ConfigurePodNetwork => self.configure_pod_network(),

@@ -135,20 +135,18 @@ fn wanting(role: NodeRole) -> Map<String, Value> {
 pub fn files(config: &NodeConfig, machine: &Machine, cluster: &Value) -> Result<Vec<RenderedFile>> {
     // kubeadm writes this one for itself and later versions insist on it.
     let instance = json!({"containerRuntimeEndpoint": layout::CONTAINERD});
-    let flags: Vec<String> = taints(config)
-        .map(|taints| format!("--register-with-taints={taints}"))
-        .into_iter()
-        .collect();
+    let taints = taints(config).join(",");
+    let flags = match taints.as_str() {
+        "" => String::new(),
+        taints => format!("--register-with-taints={taints}"),
+    };
     Ok(vec![
         RenderedFile::json(
             layout::KUBELET_CONFIGURATION,
             &configuration(cluster, config, machine)?,
         ),
         RenderedFile::json(layout::KUBELET_INSTANCE, &instance),
-        RenderedFile::private(
-            layout::KUBELET_FLAGS,
-            assignment("KUBELET_KUBEADM_ARGS", &flags.join(" ")),
-        ),
+        RenderedFile::private(layout::KUBELET_FLAGS, assignment("KUBELET_KUBEADM_ARGS", &flags)),
         RenderedFile::private(
             layout::environment("kubelet"),
             arguments(config, machine)?.environment_file(),
@@ -158,14 +156,44 @@ pub fn files(config: &NodeConfig, machine: &Machine, cluster: &Value) -> Result<
 
 /// Taints that the Node registers with. A control plane has its taint from the first moment, so that no pod slips in
 /// before it is marked.
-fn taints(config: &NodeConfig) -> Option<String> {
-    let own = (config.role == NodeRole::ControlPlane).then(|| CONTROL_PLANE_TAINT.to_owned());
-    let mut taints: Vec<String> = own
+fn taints(config: &NodeConfig) -> Vec<&str> {
+    let own = (config.role == NodeRole::ControlPlane).then_some(CONTROL_PLANE_TAINT);
+    let mut taints: Vec<&str> = own
         .into_iter()
-        .chain(config.node.taints.iter().cloned())
+        .chain(config.node.taints.iter().map(String::as_str))
         .collect();
     taints.dedup();
-    (!taints.is_empty()).then(|| taints.join(","))
+    taints
+}
+
+/// The Node as its kubelet would register it, but for what only the kubelet knows. One that is there before the kubelet
+/// runs gets its pods' addresses meanwhile, and whoever waits for it (flannel, kube-proxy, the CSINode) need not.
+pub fn node(config: &NodeConfig, machine: &Machine) -> Result<Value> {
+    let taints: Vec<Value> = taints(config).into_iter().map(taint).collect();
+    let mut node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": machine.name, "labels": labels::of(config, machine)?},
+        "spec": {"taints": taints},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": machine.address},
+            {"type": "Hostname", "address": machine.name},
+        ]},
+    });
+    // The kubelet gives it to a Node only when it makes it.
+    if let Some(id) = &machine.provider_id {
+        node["spec"]["providerID"] = json!(id);
+    }
+    Ok(node)
+}
+
+/// `key=value:effect` or `key:effect`, as the kubelet's `--register-with-taints` has them.
+fn taint(text: &str) -> Value {
+    let (rest, effect) = text.rsplit_once(':').unwrap_or((text, ""));
+    match rest.split_once('=') {
+        Some((key, value)) => json!({"key": key, "value": value, "effect": effect}),
+        None => json!({"key": rest, "effect": effect}),
+    }
 }
 
 /// Arguments: the three of kubeadm's unit, and what has no field in the configuration.
@@ -246,6 +274,22 @@ mod tests {
         ] {
             assert!(read_cluster_configuration(text).is_err());
         }
+    }
+
+    #[test]
+    fn the_node_is_what_the_kubelet_would_make_of_the_same_config() {
+        let mut config = control_plane();
+        config.node.taints = vec!["gpu=yes:NoSchedule".into()];
+        let node = node(&config, &machine()).unwrap();
+        assert_eq!(
+            node["spec"],
+            json!({"providerID": "aws:///eu-1a/i-0123", "taints": [
+                {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"},
+                {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]})
+        );
+        let labels = &node["metadata"]["labels"];
+        assert_eq!(labels["topology.kubernetes.io/zone"], "eu-1a");
+        assert_eq!(node["status"]["addresses"][0]["address"], "10.0.0.5");
     }
 
     #[test]

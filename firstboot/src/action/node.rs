@@ -54,6 +54,17 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Makes the Node, on a worker as the node itself: nothing passes that its kubelet could not do.
+    pub(super) fn register_node(&self) -> Result<(), Failure> {
+        let node = kubelet::node(&self.machine.config, &self.machine.node());
+        let (api, unreachable) = self.cluster_api()?;
+        match api.create("/api/v1/nodes", &node.or_failure(Cause::ConfigInvalid)?) {
+            // An earlier boot has made it, or a machine that had this name: the kubelet takes it over.
+            Err(error) if error.code() == Some(409) => Ok(()),
+            other => other.map(drop).map_err(|error| error.failure(unreachable)),
+        }
+    }
+
     pub(super) fn configure_kubelet(&mut self) -> Result<(), Failure> {
         let (config, node) = (&self.machine.config, self.machine.node());
         let mut files = Vec::new();

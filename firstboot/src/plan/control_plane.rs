@@ -42,6 +42,7 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
             Action::Start(vec!["kube-controller-manager.service", "kube-scheduler.service"]),
         ),
         step("objects", Phase::ControlPlane, Action::ApplyObjects),
+        step("node", Phase::Node, Action::RegisterNode),
         step("kubelet-files", Phase::Node, Action::ConfigureKubelet),
         step("kubelet", Phase::Node, Action::Start(vec!["kubelet.service"])),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),

@@ -20,6 +20,7 @@ pub(super) fn steps(machine: &Machine) -> Vec<Step> {
             Phase::Join,
             Action::ObtainKubeletCertificate,
         ),
+        step("node", Phase::Join, Action::RegisterNode),
         step("kubelet-files", Phase::Join, Action::ConfigureKubelet),
         step("kubelet", Phase::Join, Action::Start(vec!["kubelet.service"])),
         step("pod-network", Phase::Node, Action::ConfigurePodNetwork),
