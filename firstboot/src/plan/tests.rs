@@ -73,6 +73,21 @@ fn a_worker_joins_and_an_etcd_machine_runs_no_kubelet() {
 }
 
 #[test]
+fn the_node_is_there_before_its_kubelet_and_after_what_it_takes_to_make_it() {
+    for (role, layout, before) in [
+        ("worker", "", "kubelet-certificate"),
+        ("control-plane", "stacked", "objects"),
+    ] {
+        let names = names(&machine(role, layout));
+        let place = |name: &str| names.iter().position(|known| *known == name).unwrap();
+        assert!(
+            place(before) < place("node") && place("node") < place("kubelet"),
+            "{names:?}"
+        );
+    }
+}
+
+#[test]
 fn phases_follow_each_other_and_steps_have_names_of_their_own() {
     for (role, layout) in [("control-plane", "stacked"), ("etcd", "external"), ("worker", "")] {
         let plan = plan(&machine(role, layout)).unwrap();
