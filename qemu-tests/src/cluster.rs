@@ -20,6 +20,7 @@ use self::instances::Instances;
 use self::keys::{Etcd, Keys};
 use self::machine::{Machine, Site};
 use self::writer::{Record, Writer};
+use crate::clock::Clock;
 use crate::namespaces::balancer::{Balancer, PORT};
 use crate::namespaces::network::{BENCH, Network};
 use crate::random::Random;
@@ -79,6 +80,8 @@ pub struct Cluster<M: Machine> {
     shape: Shape,
     /// Between two checks of a server by the balancer.
     checks: Duration,
+    /// What its machines live by.
+    pub(crate) clock: Clock,
     balancer: Option<Balancer>,
     pub(crate) network: Network,
     _folder: TempDir,
@@ -86,11 +89,12 @@ pub struct Cluster<M: Machine> {
 }
 
 impl<M: Machine> Cluster<M> {
-    /// Keys, network, balancer and what `site` makes of them; no machines yet. The balancer looks at each control plane
-    /// once in `checks`.
+    /// Keys, network, balancer and what `site` makes of them; no machines yet, but they will live by `clock`. The
+    /// balancer looks at each control plane once in `checks`.
     pub(crate) fn without_machines(
         shape: Shape,
         checks: Duration,
+        clock: Clock,
         site: impl FnOnce(&Network, &Path) -> Result<M::Site>,
     ) -> Result<Self> {
         let folder = tempfile::tempdir()?;
@@ -104,6 +108,7 @@ impl<M: Machine> Cluster<M> {
             keys,
             shape,
             checks,
+            clock,
             balancer: None,
             network,
             _folder: folder,
@@ -248,6 +253,12 @@ impl<M: Machine> Cluster<M> {
         }
         rows.sort_by_key(|row| ROWS.iter().position(|known| known == row));
         let names: String = columns.iter().map(|(name, _)| format!("{name:>10}")).collect();
+        if self.clock.slowness() > 1 {
+            println!(
+                "times by the machines' own clock, whose seconds last {} of the wall's",
+                self.clock.slowness()
+            );
+        }
         println!("{:<28}{names}", "phase");
         for row in rows {
             let cells = columns.iter().map(|(_, phases)| {
@@ -264,7 +275,8 @@ impl<M: Machine> Cluster<M> {
 
     /// The API through the balancer, as an administrator.
     pub fn api(&self) -> Result<Api> {
-        let caller = Caller::Certificate(self.keys.issue("ca", &Profile::super_admin())?);
+        let pair = self.keys.issue("ca", &Profile::super_admin(), self.clock.now())?;
+        let caller = Caller::Certificate(pair);
         let trust = Trust::Pinned(self.keys.text("ca.crt")?);
         Ok(Api::new(&format!("https://{BENCH}:{PORT}"), trust, caller)?)
     }
@@ -317,7 +329,7 @@ impl<M: Machine> Cluster<M> {
 
     /// Starts the client that writes through the balancer.
     pub fn start_writer(&self) -> Result<Writer> {
-        Writer::start(self.api()?, self.network.name())
+        Writer::start(self.api()?, self.network.name(), self.clock)
     }
 
     /// Acknowledged writes that the cluster doesn't have.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::accelerator;
+use crate::clock::Clock;
 use crate::console::Console;
 use crate::control::Control;
 use crate::namespaces::network::{Network, Tap};
@@ -33,6 +34,7 @@ pub struct Blueprint {
     disks: Vec<Disk>,
     reboots: bool,
     network: Option<String>,
+    clock: Clock,
     arguments: Vec<String>,
 }
 
@@ -89,6 +91,7 @@ impl Blueprint {
             disks: Vec::new(),
             reboots: false,
             network: None,
+            clock: Clock::wall(),
             arguments: Vec::new(),
         }
     }
@@ -130,6 +133,13 @@ impl Blueprint {
         self.arguments(["-netdev", &netdev, "-device", &device])
     }
 
+    /// Lets it live by `clock`; by the wall's unless told.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Adds arguments of QEMU: network, SMBIOS strings, more ports.
     #[must_use]
     pub fn arguments<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
@@ -144,7 +154,7 @@ impl Blueprint {
         // QEMU connects to us: so there is no moment at which its socket is not there yet.
         let listener = UnixListener::bind(&socket).context("open the control socket")?;
         let arguments = self.command_line(accelerator::chosen()?, &socket);
-        let mut child = spawn(&arguments, self.network.as_deref())?;
+        let mut child = spawn(&arguments, self.network.as_deref(), &self.clock)?;
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         let console = Console::attach(output.context("no console")?, child.stdin.take());
         let errors = Console::attach(errors.context("no standard error")?, None);
@@ -329,12 +339,13 @@ impl Drop for Process {
     }
 }
 
-/// Starts QEMU with pipes on all its standard streams, in `network` or in ours.
-fn spawn(arguments: &[String], network: Option<&str>) -> Result<Child> {
+/// Starts QEMU with pipes on all its standard streams, in `network` or in ours, and by `clock`.
+fn spawn(arguments: &[String], network: Option<&str>, clock: &Clock) -> Result<Child> {
     let tool = qemu::tool()?.args(arguments);
     let line = tool.line();
     let mut command = tool.into_command();
     command
+        .envs(clock.environment()?)
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

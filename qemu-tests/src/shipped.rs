@@ -11,6 +11,7 @@ use kimage_roles::status::{CONSOLE_PREFIX, Outcome, Phase, Status};
 use tempfile::TempDir;
 
 use self::cluster::Platform;
+use crate::clock::Clock;
 use crate::cluster::machine::{Machine, durations};
 use crate::images::{command, finish};
 use crate::machine::{self, Blueprint, Cache, Disk, Firmware, Format};
@@ -55,6 +56,8 @@ pub struct Order {
     pub zone: String,
     /// Memory in MiB.
     pub memory_mb: u32,
+    /// What it lives by.
+    pub clock: Clock,
 }
 
 /// A machine: its disk, and its life while it is switched on. Dropping it switches it off and scraps the disk.
@@ -120,6 +123,7 @@ impl Machine for Shipped {
             .memory_mb(self.order.memory_mb)
             .disk(disk)
             .connected(&self.tap)
+            .clock(self.order.clock)
             .kernel_arguments(QUIET);
         blueprint = match self.order.door {
             Door::NoCloud => blueprint.disk(Disk::of(&path("cidata"), Format::Raw)),
@@ -171,7 +175,7 @@ impl Machine for Shipped {
         let Some(machine) = self.running.as_mut() else {
             return Vec::new();
         };
-        let on = machine.switched_on();
+        let (on, clock) = (machine.switched_on(), self.order.clock);
         let console = machine.console();
         let mut rows = Vec::new();
         let mut last = Duration::ZERO;
@@ -180,8 +184,9 @@ impl Machine for Shipped {
             ("systemd until first boot", CONSOLE_PREFIX),
         ] {
             if let Some(time) = console.time_of(pattern) {
-                rows.push((name.to_owned(), (time - on).saturating_sub(last)));
-                last = time - on;
+                let after = clock.own(time - on);
+                rows.push((name.to_owned(), after.saturating_sub(last)));
+                last = after;
             }
         }
         let transcript = console.transcript();

@@ -34,7 +34,7 @@ const SHAPE: Shape = Shape {
 fn machines_from_shipped_disks_become_a_cluster_that_runs_pods_and_survives_a_power_cut() {
     let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
     for (name, door) in [("cp1", Door::NoCloud), ("w1", Door::Ec2)] {
-        cluster.bring_into_service(name, door).unwrap();
+        cluster.bring_into_service(&[name], door).unwrap();
     }
     cluster.print_phases();
     let before = cluster.wait_for_ready_nodes(SOON).unwrap();

@@ -1,6 +1,7 @@
 //! Bench B: three control planes from shipped disks, under Secure Boot, carry a quorum that survives the loss of one of
 //! them for good.
 
+use kimage_qemu_tests::clock::Clock;
 use kimage_qemu_tests::cluster::{Cluster, Shape, until};
 use kimage_qemu_tests::shipped::cluster::{FORMATION, SOON};
 use kimage_qemu_tests::shipped::{Door, Shipped};
@@ -16,12 +17,18 @@ const SHAPE: Shape = Shape {
     workers: 1,
 };
 
+/// Three emulated control planes that only wait take two cores; with a fourth machine that boots beside them, ten seconds
+/// are not enough for what the API server gives ten seconds to.
+const SLOWNESS: u32 = 4;
+
 #[test]
 fn three_control_planes_from_shipped_disks_lose_one_for_good_and_no_write() {
-    let mut cluster = Cluster::<Shipped>::new(SHAPE).unwrap();
-    for name in ["cp1", "cp2", "cp3", "w1"] {
-        cluster.bring_into_service(name, Door::NoCloud).unwrap();
+    let clock = Clock::slowed_for_emulation(SLOWNESS).unwrap();
+    let mut cluster = Cluster::<Shipped>::living_by(clock, SHAPE).unwrap();
+    for names in [&["cp1"][..], &["cp2"], &["cp3", "w1"]] {
+        cluster.bring_into_service(names, Door::NoCloud).unwrap();
     }
+    cluster.print_phases();
     cluster.wait_for_etcd(3, SOON).unwrap();
     cluster.wait_for_ready_nodes(SOON).unwrap();
     cluster.check_encryption_at_rest(SOON).unwrap();

@@ -66,18 +66,13 @@ impl Keys {
         self.text(name).map(Secret::new)
     }
 
-    /// A certificate for a day, signed by `authority`: `ca`, `etcd-ca`.
-    pub fn issue(&self, authority: &str, profile: &Profile) -> Result<KeyPair> {
+    /// A certificate for a day from `now` on, signed by `authority`: `ca`, `etcd-ca`.
+    pub fn issue(&self, authority: &str, profile: &Profile, now: SystemTime) -> Result<KeyPair> {
         let pair = KeyPair {
             certificate: self.text(&format!("{authority}.crt"))?,
             key: self.secret(&format!("{authority}.key"))?,
         };
-        Ok(issue(
-            &Authority::from_pair(&pair)?,
-            profile,
-            SystemTime::now(),
-            DAY,
-        )?)
+        Ok(issue(&Authority::from_pair(&pair)?, profile, now, DAY)?)
     }
 }
 

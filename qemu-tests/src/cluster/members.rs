@@ -22,7 +22,9 @@ pub const CLEAR: &str = "a-word-that-must-not-be-read";
 impl<M: Machine> Cluster<M> {
     /// A client of etcd, and the client URLs of the machines that carry a member.
     pub fn gateway(&self) -> Result<(Gateway, Vec<String>)> {
-        let pair = self.keys.issue("etcd-ca", &Profile::etcd_healthcheck_client())?;
+        let pair = self
+            .keys
+            .issue("etcd-ca", &Profile::etcd_healthcheck_client(), self.clock.now())?;
         let settings = http::Settings {
             connect: Duration::from_secs(2),
             trust: Trust::Pinned(self.keys.text("etcd-ca.crt")?),

@@ -1,4 +1,4 @@
-//! A client that writes through the balancer every 100 ms and remembers what was acknowledged.
+//! A client that writes through the balancer every 100 ms by the machines' clock, and remembers what was acknowledged.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use kimage_firstboot::kubernetes::Api;
 use serde_json::json;
 
+use crate::clock::Clock;
 use crate::namespaces::network::Network;
 
 const EVERY: Duration = Duration::from_millis(100);
@@ -29,7 +30,9 @@ pub struct Record {
     pub acknowledged: Vec<String>,
     /// How many were not.
     refused: usize,
+    /// By the wall's clock.
     longest_gap: Duration,
+    clock: Clock,
 }
 
 impl fmt::Display for Record {
@@ -38,24 +41,29 @@ impl fmt::Display for Record {
             acknowledged,
             refused,
             longest_gap,
+            clock,
         } = self;
         let count = acknowledged.len();
         write!(
             f,
             "{count} writes acknowledged, {refused} not; longest gap {longest_gap:.1?}"
-        )
+        )?;
+        if clock.slowness() > 1 {
+            write!(f, ", {:.1?} by the machines' clock", clock.own(*longest_gap))?;
+        }
+        Ok(())
     }
 }
 
 impl Writer {
     /// Writes on `api` from within the network called `network`, until it is told to stop.
-    pub fn start(api: Api, network: &str) -> Result<Self> {
+    pub fn start(api: Api, network: &str, clock: Clock) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, acknowledged) = channel();
         let (stopped, network) = (Arc::clone(&stop), network.to_owned());
         let thread = std::thread::spawn(move || {
             Network::enter(&network)?;
-            Ok(write(&api, &stopped, &sender))
+            Ok(write(&api, clock, &stopped, &sender))
         });
         Ok(Self {
             stop,
@@ -91,11 +99,12 @@ impl Writer {
     }
 }
 
-fn write(api: &Api, stop: &AtomicBool, acknowledged: &Sender<()>) -> Record {
+fn write(api: &Api, clock: Clock, stop: &AtomicBool, acknowledged: &Sender<()>) -> Record {
     let mut record = Record {
         acknowledged: Vec::new(),
         refused: 0,
         longest_gap: Duration::ZERO,
+        clock,
     };
     let mut last = Instant::now();
     for number in 0u32.. {
@@ -114,7 +123,7 @@ fn write(api: &Api, stop: &AtomicBool, acknowledged: &Sender<()>) -> Record {
             }
             Err(_) => record.refused += 1,
         }
-        std::thread::sleep(EVERY);
+        std::thread::sleep(clock.wall_time(EVERY));
     }
     record
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::machine::{Blueprint, Contained, SHARED, Special};
+use crate::clock::Clock;
 use crate::cluster::machine::{Machine, Site};
 use crate::cluster::{Cluster, Shape, until, zone};
 use crate::images::release;
@@ -36,7 +37,7 @@ impl Site for Shared {
 impl Cluster<Contained> {
     /// All machines of `shape`, switched off, with empty disks.
     pub fn new(shape: Shape) -> Result<Self> {
-        let mut cluster = Self::without_machines(shape, CHECKS, |_, folder| {
+        let mut cluster = Self::without_machines(shape, CHECKS, Clock::wall(), |_, folder| {
             let folder = folder.join("shared");
             fs::create_dir(&folder)?;
             Ok(Shared {
