@@ -1,5 +1,5 @@
 //! Bench B: three control planes from shipped disks, under Secure Boot, carry a quorum that survives the loss of one of
-//! them for good.
+//! them for good. Emulated, they live by a slower clock than the wall's.
 
 use kimage_qemu_tests::clock::Clock;
 use kimage_qemu_tests::cluster::{Cluster, Shape, until};
@@ -17,8 +17,8 @@ const SHAPE: Shape = Shape {
     workers: 1,
 };
 
-/// Three emulated control planes that only wait take two cores; with a fourth machine that boots beside them, ten seconds
-/// are not enough for what the API server gives ten seconds to.
+/// Three emulated control planes that only wait take two cores, and then API servers give up on etcd, whose answers come
+/// late. By this clock they take half a core.
 const SLOWNESS: u32 = 4;
 
 #[test]

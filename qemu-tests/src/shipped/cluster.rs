@@ -16,7 +16,8 @@ use crate::images::release;
 use crate::namespaces::leases::Leases;
 use crate::namespaces::network::Network;
 
-/// Emulated machines on two cores lose no election and no node to slowness.
+/// With it emulated machines on two cores lose no election and no node to slowness. By a slower clock they keep the
+/// product's own times.
 const TIMING: &str = r#"{"etcdHeartbeatMilliseconds": 500, "etcdElectionMilliseconds": 5000,
     "leaderLeaseSeconds": 60, "nodeGraceSeconds": 120}"#;
 /// Generous: an emulated control plane that has half a core to itself answers only after a quarter of an hour.
@@ -66,6 +67,14 @@ impl Cluster<Shipped> {
                 _record: RecordKeeper::start(network)?,
                 _leases: Leases::serve(network, shape.machines().map(|(_, _, address)| address))?,
             })
+        })
+        .inspect(|cluster| {
+            if clock.slowness() > 1 {
+                cluster.say(&format!(
+                    "a second of the machines' clocks takes {}",
+                    clock.slowness()
+                ));
+            }
         })
     }
 
