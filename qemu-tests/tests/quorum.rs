@@ -18,7 +18,7 @@ const SHAPE: Shape = Shape {
 };
 
 /// Three emulated control planes that only wait take two cores, and then API servers give up on etcd, whose answers come
-/// late. By this clock they take half a core.
+/// late. By this clock they take one.
 const SLOWNESS: u32 = 4;
 
 #[test]
