@@ -3,11 +3,13 @@
 //! its NodeConfig names.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ureq::http::Method;
+use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
@@ -24,6 +26,8 @@ pub use trust::{Identity, Trust};
 
 /// Longest body of a failed answer that is kept for its message, in bytes.
 const MAX_ERROR_BODY: usize = 64 << 10;
+/// How a URL begins whose server is not asked for trust.
+const PLAIN: &str = "http:";
 
 /// How a client behaves towards all its servers.
 #[derive(Debug, Clone)]
@@ -57,7 +61,40 @@ impl Default for Settings {
 #[derive(Debug, Clone)]
 pub struct Client {
     agent: Agent,
+    /// In its place where the system's roots count, for servers that speak TLS.
+    rooted: Option<Arc<Rooted>>,
     max_body: usize,
+}
+
+/// An agent that believes the system's roots. It reads them for the first server that asks for trust and no earlier: at
+/// a cold start that takes a tenth of a second, and most metadata services speak plain HTTP.
+#[derive(Debug)]
+struct Rooted {
+    connect: Duration,
+    total: Duration,
+    agent: OnceLock<Agent>,
+}
+
+impl Rooted {
+    fn agent(&self) -> &Agent {
+        let make = || agent(self.connect, self.total, trust::by_system_roots());
+        self.agent.get_or_init(make)
+    }
+}
+
+fn agent(connect: Duration, total: Duration, tls: TlsConfig) -> Agent {
+    let config = Agent::config_builder()
+        .user_agent(concat!("kimage/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(None)
+        .timeout_resolve(Some(connect))
+        .timeout_connect(Some(connect))
+        .timeout_global(Some(total))
+        .tls_config(tls)
+        .build();
+    Agent::with_parts(config, DefaultConnector::new(), Names::default())
 }
 
 impl Client {
@@ -68,21 +105,32 @@ impl Client {
     /// A certificate or key can't be read, they don't belong together, or the system has no root certificates
     /// ([`Fault::Tls`]).
     pub fn new(settings: &Settings) -> Result<Self, HttpError> {
-        let config = Agent::config_builder()
-            .user_agent(concat!("kimage/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .proxy(None)
-            .timeout_resolve(Some(settings.connect))
-            .timeout_connect(Some(settings.connect))
-            .timeout_global(Some(settings.total))
-            .tls_config(trust::tls(&settings.trust, settings.identity.as_ref())?)
-            .build();
+        let Settings { connect, total, .. } = *settings;
+        let (tls, rooted) = match (&settings.trust, &settings.identity) {
+            (Trust::System, None) => {
+                let agent = OnceLock::new();
+                let rooted = Rooted {
+                    connect,
+                    total,
+                    agent,
+                };
+                (trust::nobody(), Some(Arc::new(rooted)))
+            }
+            (trust, identity) => (trust::tls(trust, identity.as_ref())?, None),
+        };
         Ok(Self {
-            agent: Agent::with_parts(config, DefaultConnector::new(), Names::default()),
+            agent: agent(connect, total, tls),
+            rooted,
             max_body: settings.max_body,
         })
+    }
+
+    fn agent(&self, url: &str) -> &Agent {
+        let is_plain = |start: &str| start.eq_ignore_ascii_case(PLAIN);
+        match &self.rooted {
+            Some(rooted) if !url.get(..PLAIN.len()).is_some_and(is_plain) => rooted.agent(),
+            _ => &self.agent,
+        }
     }
 
     /// Sends a request and reads the whole answer, whatever its status.
@@ -165,27 +213,27 @@ impl Client {
             builder = builder.header(*name, value);
         }
         match request.body {
-            Some(body) => self.run_with(builder.body(body)?, idle),
-            None => self.run_with(builder.body(())?, idle),
+            Some(body) => run_with(self.agent(&request.url), builder.body(body)?, idle),
+            None => run_with(self.agent(&request.url), builder.body(())?, idle),
         }
     }
+}
 
-    fn run_with<B: ureq::AsSendBody>(
-        &self,
-        request: ureq::http::Request<B>,
-        idle: Option<Duration>,
-    ) -> Result<ureq::http::Response<Body>, ureq::Error> {
-        let Some(idle) = idle else {
-            return self.agent.run(request);
-        };
-        let configured = self.agent.configure_request(request);
-        let request = configured
-            .timeout_global(None)
-            .timeout_recv_response(Some(idle))
-            .timeout_per_read(Some(idle))
-            .build();
-        self.agent.run(request)
-    }
+fn run_with<B: ureq::AsSendBody>(
+    agent: &Agent,
+    request: ureq::http::Request<B>,
+    idle: Option<Duration>,
+) -> Result<ureq::http::Response<Body>, ureq::Error> {
+    let Some(idle) = idle else {
+        return agent.run(request);
+    };
+    let configured = agent.configure_request(request);
+    let request = configured
+        .timeout_global(None)
+        .timeout_recv_response(Some(idle))
+        .timeout_per_read(Some(idle))
+        .build();
+    agent.run(request)
 }
 
 /// A request. It has no `Debug`: headers and body may be secret.

@@ -48,6 +48,24 @@ fn connections_are_used_again_and_bodies_and_headers_arrive() {
 }
 
 #[test]
+fn the_systems_roots_are_read_for_the_first_server_that_asks_for_trust() {
+    let server = Server::start(|_: &Seen| Reply::ok(b"plain".to_vec()));
+    let settings = Settings {
+        trust: Trust::System,
+        ..quick()
+    };
+    let client = Client::new(&settings).unwrap();
+    let has_roots = |client: &Client| client.rooted.as_ref().unwrap().agent.get().is_some();
+    for url in [server.url(), server.url().replace("http:", "HTTP:")] {
+        assert_eq!(client.get(&url).unwrap(), b"plain");
+        assert!(!has_roots(&client));
+    }
+    let secure = server.url().replace("http:", "https:");
+    assert!(client.get(&secure).is_err());
+    assert!(has_roots(&client));
+}
+
+#[test]
 fn a_gibibyte_is_refused_after_little_of_it() {
     for announced in [true, false] {
         let server = Server::start(move |_: &Seen| Reply::Flood {

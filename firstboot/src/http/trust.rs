@@ -7,7 +7,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsConfigBuilder};
 
 use super::fault::HttpError;
 
@@ -36,18 +36,36 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// TLS that believes nobody.
+pub(super) fn nobody() -> TlsConfig {
+    builder().root_certs(roots(&[])).build()
+}
+
+/// TLS that believes whom the system believes.
+pub(super) fn by_system_roots() -> TlsConfig {
+    builder().root_certs(system_roots()).build()
+}
+
 /// TLS as ureq wants it.
 pub(super) fn tls(trust: &Trust, identity: Option<&Identity>) -> Result<TlsConfig, HttpError> {
-    let mut config = TlsConfig::builder().unversioned_rustls_crypto_provider(provider());
+    let mut config = builder();
     config = match trust {
         Trust::Unverified => config.disable_verification(true),
-        Trust::System => config.root_certs(roots(&rustls_native_certs::load_native_certs().certs)),
+        Trust::System => config.root_certs(system_roots()),
         Trust::Pinned(pem) => config.root_certs(roots(&certificates(pem, "the pinned CA")?)),
     };
     if let Some(identity) = identity {
         config = config.client_cert(Some(client_certificate(identity)?));
     }
     Ok(config.build())
+}
+
+fn builder() -> TlsConfigBuilder {
+    TlsConfig::builder().unversioned_rustls_crypto_provider(provider())
+}
+
+fn system_roots() -> RootCerts {
+    roots(&rustls_native_certs::load_native_certs().certs)
 }
 
 fn roots(found: &[CertificateDer<'_>]) -> RootCerts {
