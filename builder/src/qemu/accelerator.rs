@@ -25,8 +25,9 @@ const DEVICE: &str = "/dev/kvm";
 /// `multi-user.target`. A timer of the processor costs it a walk through its own main loop; without high resolution there
 /// are fewer of them. What guards a real processor's secrets only costs time here. That its first timer ticks a kernel
 /// takes for granted: it counts ticks against the time stamp counter, which goes on while a busy host keeps the translator
-/// waiting, and would panic.
-const EASIER: &str = "norandmaps highres=off no_timer_check mitigations=off randomize_kstack_offset=off init_on_alloc=0 nowatchdog";
+/// waiting, and would panic. Nor is that counter to be trusted: a kernel that changes its mind about it rewrites code that
+/// all processors run whenever they wake, and the translator has been seen to run what stood there for a moment.
+const EASIER: &str = "norandmaps highres=off tsc=unstable no_timer_check mitigations=off randomize_kstack_offset=off init_on_alloc=0 nowatchdog";
 
 /// What executes the guest's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
