@@ -1,7 +1,7 @@
 //! The bench on which images boot: a [`machine::Machine`] is one QEMU process with its console and its control
-//! socket, and lives by a [`clock::Clock`]; a [`cluster::Cluster`] is made of machines in namespaces or of virtual ones. [`packages`] and [`programs`] are
-//! what tests work on, [`processes`] starts what must not outlive them and tells when somebody else's have ended. The
-//! claims about images are in `tests/`.
+//! socket, and lives by a [`clock::Clock`]; a [`cluster::Cluster`] is made of machines in namespaces or of virtual ones.
+//! [`packages`] and [`programs`] are what tests work on, [`processes`] starts what must not outlive them and tells when
+//! somebody else's have ended. The claims about images are in `tests/`.
 
 pub mod accelerator;
 pub mod clock;
