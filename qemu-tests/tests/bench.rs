@@ -5,11 +5,13 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use kimage_qemu_tests::clock::Clock;
 use kimage_qemu_tests::images::command;
 use kimage_qemu_tests::machine::{Blueprint, Disk, Firmware, Format, Machine};
 use kimage_qemu_tests::processes::Watched;
+use serde_json::json;
 
 #[path = "bench/delay.rs"]
 mod delay;
@@ -90,15 +92,40 @@ fn a_machine_ends_with_a_test_that_panics() {
     watched.wait_for_end(DEADLINE).unwrap();
 }
 
+#[test]
+fn the_clock_of_a_machine_goes_as_slowly_as_it_was_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::slowed_for_emulation(10).unwrap();
+    let mut machine = waiting(folder.path()).clock(clock).start().unwrap();
+    let (began, first) = (Instant::now(), second(&mut machine));
+    let mut shown = 0;
+    while began.elapsed() < Duration::from_secs(4) {
+        shown = (second(&mut machine) + 60 - first) % 60;
+    }
+    // It counts whole seconds.
+    let passed = clock.own(began.elapsed()).as_secs();
+    assert!(shown.abs_diff(passed) <= 1, "{shown} s instead of {passed} s");
+}
+
+/// The second that a machine's real-time clock shows, which goes on while the machine waits.
+fn second(machine: &mut Machine) -> u64 {
+    let question = json!({"path": "/machine", "property": "rtc-time"});
+    let time = machine.control().unwrap().execute("qom-get", question).unwrap();
+    time["tm_sec"].as_u64().unwrap()
+}
+
 /// A machine that waits before its first instruction.
 fn paused(folder: &Path) -> Machine {
+    waiting(folder).start().unwrap()
+}
+
+fn waiting(folder: &Path) -> Blueprint {
     let firmware = Firmware::find(true).unwrap();
     let vars = folder.join("vars.fd");
     std::fs::copy(&firmware.vars, &vars).unwrap();
-    let blueprint = Blueprint::firmware(firmware, &vars)
+    Blueprint::firmware(firmware, &vars)
         .memory_mb(256)
-        .arguments(["-S"]);
-    blueprint.start().unwrap()
+        .arguments(["-S"])
 }
 
 #[test]
