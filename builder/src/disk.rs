@@ -1,5 +1,6 @@
 //! The disk: partition table, boot partition and sealed root in one sparse raw file, and other formats of it.
 
+mod format;
 pub mod gpt;
 pub mod qcow2;
 pub mod sparse;
@@ -14,7 +15,11 @@ use ring::hmac;
 use crate::digest::Digest;
 use crate::partitions::esp::{self, EspFile, Parameters};
 use crate::partitions::guid::Guid;
+pub use format::Format;
 use gpt::{Partition, PartitionType};
+
+/// What the names of files begin with that are written beside their place.
+pub(crate) const BESIDE: &str = ".kimage-";
 
 /// Alignment of partitions and of the disk's size, bytes.
 pub const ALIGNMENT: u64 = 1 << 20;
@@ -163,7 +168,7 @@ pub(crate) fn write_beside(out: &Path, fill: impl FnOnce(&File) -> Result<()>) -
     };
     let context = || format!("write {}", out.display());
     let file = tempfile::Builder::new()
-        .prefix(".kimage-")
+        .prefix(BESIDE)
         .tempfile_in(folder)
         .with_context(context)?;
     fill(file.as_file()).with_context(context)?;

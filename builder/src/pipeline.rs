@@ -12,6 +12,7 @@ use kimage_roles::slot::Slot;
 use crate::components::{self, Access, BuiltComponent};
 use crate::definition::{self, Definition};
 use crate::digest::Digest;
+pub use crate::disk::Format as DiskFormat;
 use crate::failure::{ExitCode, Failure};
 use crate::inputs;
 use crate::lock::{self, Lock};
@@ -38,25 +39,6 @@ const BLOCKS_LIMIT: u64 = 3 << 30;
 const COMPONENT_BLOCKS: &str = "component-blocks";
 /// Bytes that they may have: all roles' in some eight versions.
 const COMPONENT_BLOCKS_LIMIT: u64 = 2 << 30;
-
-/// A disk format of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DiskFormat {
-    /// `disk.raw`
-    Raw,
-    /// `disk.qcow2`
-    Qcow2,
-}
-
-impl DiskFormat {
-    /// Its file in the release folder.
-    pub fn file_name(self) -> &'static str {
-        match self {
-            Self::Raw => "disk.raw",
-            Self::Qcow2 => "disk.qcow2",
-        }
-    }
-}
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -357,7 +339,7 @@ fn describe(
             .collect(),
         packages: u32::try_from(assembled.packages.len())?,
         debug: if debug.serial_login {
-            vec!["serial-login".to_owned()]
+            vec![tree::console::SERIAL_LOGIN.to_owned()]
         } else {
             Vec::new()
         },

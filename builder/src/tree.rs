@@ -8,7 +8,7 @@
 mod assemble;
 pub mod bake;
 pub mod configure;
-mod console;
+pub(crate) mod console;
 pub mod containerd;
 pub mod control;
 pub mod deb;

@@ -216,7 +216,16 @@ fn our_reader_reads_what_another_wrote_into_the_filesystem() {
     assert!(esp.file("loader/moved-loader.conf").unwrap().is_empty());
 }
 
+/// Our own reader finds in `out` what is in `raw`.
+fn compare_by_ourselves(raw: &Path, out: &Path) {
+    let image = qcow2::Image::open(File::open(out).unwrap()).unwrap();
+    let raw = File::open(raw).unwrap();
+    assert_eq!(image.size(), raw.metadata().unwrap().len());
+    image.compare(&raw, 0..image.clusters()).unwrap();
+}
+
 fn check_qcow2(raw: &Path, out: &Path) {
+    compare_by_ourselves(raw, out);
     let checked = tool("qemu-img").arg("check").arg(out).run().unwrap();
     let checked = String::from_utf8(checked).unwrap();
     assert!(checked.contains("No errors were found"), "{checked}");
@@ -243,6 +252,39 @@ fn qemu_img_finds_the_qcow2_sound_and_equal_to_the_raw_disk() {
     check_qcow2(&sample.disk.path, &one);
     qcow2::write(&sample.disk.path, &two).unwrap();
     assert_eq!(Digest::of_file(&one).unwrap(), Digest::of_file(&two).unwrap());
+}
+
+#[test]
+fn our_reader_agrees_with_qemu_img_about_what_qemu_img_wrote() {
+    let sample = sample(5_000_000);
+    let raw = &sample.disk.path;
+    let out = sample.path("theirs.qcow2");
+    for (compress, cluster) in [
+        (false, "64k"),
+        (true, "64k"),
+        (false, "512"),
+        (true, "4k"),
+        (true, "2M"),
+    ] {
+        let mut convert = tool("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2", "-o"]);
+        convert = convert.args([format!("cluster_size={cluster}")]);
+        if compress {
+            convert = convert.args(["-c"]);
+        }
+        convert.arg(raw).arg(&out).run().unwrap();
+        compare_by_ourselves(raw, &out);
+        // One changed byte of the raw disk shows in both.
+        let file = File::options().read(true).write(true).open(raw).unwrap();
+        let place = sample.disk.partitions[2].start + 1_000_000;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, place).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], place).unwrap();
+        let image = qcow2::Image::open(File::open(&out).unwrap()).unwrap();
+        assert!(image.compare(&file, 0..image.clusters()).is_err());
+        let differ = tool("qemu-img").args(["compare", "-q", "-f", "raw", "-F", "qcow2"]);
+        assert!(differ.arg(raw).arg(&out).run().is_err());
+        file.write_all_at(&byte, place).unwrap();
+    }
 }
 
 #[test]

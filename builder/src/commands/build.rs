@@ -92,7 +92,7 @@ fn processors() -> usize {
 /// The formats of the command line are those of the pipeline.
 impl clap::ValueEnum for DiskFormat {
     fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Raw, Self::Qcow2]
+        &Self::ALL
     }
 
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {

@@ -3,6 +3,7 @@
 //! Source: UEFI 2.10, chapter 5; UAPI Group, Discoverable Partitions Specification.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -133,6 +134,26 @@ impl Gpt {
         found.with_context(|| format!("disk has no partition {name}"))
     }
 
+    /// The bytes of a disk of `size` bytes that belong neither to a table nor to a partition.
+    pub fn gaps(&self, size: u64) -> Vec<Range<u64>> {
+        let mut places: Vec<Range<u64>> = self
+            .partitions
+            .iter()
+            .map(|partition| partition.start..partition.start.saturating_add(partition.size))
+            .collect();
+        places.push(size.saturating_sub(BACKUP)..size);
+        places.sort_by_key(|place| (place.start, place.end));
+        let mut gaps = Vec::new();
+        let mut position = PRIMARY;
+        for place in places {
+            if position < place.start {
+                gaps.push(position..place.start);
+            }
+            position = position.max(place.end);
+        }
+        gaps
+    }
+
     fn compare(&self, disk: &File, size: u64) -> Result<()> {
         let expected = tempfile::tempfile().context("temporary file")?;
         expected.set_len(size).context("temporary file")?;
@@ -248,6 +269,36 @@ mod tests {
             disk.write_all_at(&[byte[0] ^ 1], place).unwrap();
             assert!(Gpt::read(&disk).is_err(), "byte {place}");
         }
+    }
+
+    #[test]
+    fn gaps_are_all_that_no_table_and_no_partition_owns() {
+        let partition = |start: u64, size: u64| Partition {
+            name: "p".to_owned(),
+            kind: PartitionType::Root,
+            guid: derived_guid(&Digest::of(b"x"), "p"),
+            start,
+            size,
+            read_only: false,
+        };
+        let gpt = |partitions| Gpt {
+            guid: derived_guid(&Digest::of(b"x"), "disk"),
+            partitions,
+        };
+        let size = 10 << 20;
+        assert_eq!(gpt(vec![]).gaps(size), [PRIMARY..size - BACKUP]);
+        // Out of order, and one within another.
+        let found = gpt(vec![
+            partition(4 << 20, 2 << 20),
+            partition(1 << 20, 1 << 20),
+            partition(5 << 20, 4096),
+        ]);
+        assert_eq!(
+            found.gaps(size),
+            [PRIMARY..1 << 20, 2 << 20..4 << 20, 6 << 20..size - BACKUP]
+        );
+        let all = gpt(vec![partition(PRIMARY, size - BACKUP - PRIMARY)]);
+        assert_eq!(all.gaps(size), []);
     }
 
     #[test]

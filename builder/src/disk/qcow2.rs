@@ -1,9 +1,13 @@
-//! QEMU's disk format, version 3, written in one pass.
+//! QEMU's disk format, version 3, written in one pass, and read back ([`Image`]).
 //!
 //! Source: QEMU, `docs/interop/qcow2.txt`. Clusters that compress are stored with deflate, the compression that every
 //! reader of the format knows: zstd needs an incompatible feature bit, which older libvirt, OpenStack and converters
 //! refuse. Almost all of an image is compressed already (a squashfs, a kernel), so most clusters stay as they are, and a
 //! look at how evenly their bytes are spread saves the attempt.
+
+mod header;
+mod owners;
+mod read;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,6 +19,7 @@ use flate2::{Compress, Compression, FlushCompress, Status};
 
 use super::sparse::next_data;
 use super::write_beside;
+pub use read::Image;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: usize = 1 << CLUSTER_BITS;

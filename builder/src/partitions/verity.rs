@@ -160,6 +160,11 @@ pub fn check(
     Ok(superblock)
 }
 
+/// Bytes of superblock and hash tree over `data_blocks` blocks of data.
+pub fn hash_bytes(data_blocks: u64) -> u64 {
+    (1 + level_sizes(data_blocks).iter().sum::<u64>()) * BLOCK_SIZE
+}
+
 /// Hash blocks per level for `data_blocks`, the root's level first.
 fn level_sizes(data_blocks: u64) -> Vec<u64> {
     let mut sizes = Vec::new();
@@ -284,11 +289,16 @@ impl Superblock {
         );
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&block[16..32]);
-        Ok(Self {
+        let superblock = Self {
             uuid,
             salt: block[88..88 + salt_size].to_vec(),
             data_blocks,
-        })
+        };
+        ensure!(
+            superblock.encode() == block,
+            "bytes hide in or behind the verity superblock"
+        );
+        Ok(superblock)
     }
 }
 
@@ -324,6 +334,7 @@ mod tests {
         let data = sample(16_385);
         let one = formatted(&data, 1);
         assert_eq!(one.0.hash_bytes, one.1.len() as u64);
+        assert_eq!(hash_bytes(one.0.data_blocks), one.0.hash_bytes);
         for threads in [2, 3, 8, 1000] {
             assert_eq!(formatted(&data, threads), one, "{threads}");
         }

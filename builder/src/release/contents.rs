@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::manifest::{Manifest, Partition};
 use super::names;
+use crate::disk::Format;
 use crate::partitions::squashfs::Reader;
 
 /// GPT name of the root filesystem's partition.
@@ -19,7 +20,7 @@ pub const HASH_TREE: &str = "root-a-verity";
 /// GPT name of the boot partition.
 pub const BOOT: &str = "esp";
 /// The disk that the other formats are made from.
-pub const RAW_DISK: &str = "disk.raw";
+pub const RAW_DISK: &str = Format::Raw.file_name();
 
 /// Larger bills of materials are refused, in bytes.
 const LIMIT: u64 = 256 << 20;

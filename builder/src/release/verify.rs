@@ -4,10 +4,12 @@
 //! that do not hold ([`State::Contradiction`]).
 
 mod boot;
+mod debug;
 mod disk;
 mod documents;
 mod files;
 mod findings;
+mod formats;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -99,12 +101,11 @@ pub fn verify(folder: &Path, trust: Trust) -> Result<(Option<Manifest>, Findings
     };
     boot::keys(&mut subject, &mut findings);
     let uki = boot::uki(&subject, &mut findings);
-    if folder.join(contents::RAW_DISK).exists() {
-        let disk = File::open(folder.join(contents::RAW_DISK)).context("open disk.raw")?;
-        disk::check(&subject, &disk, uki.as_deref(), &mut findings);
-    } else {
-        let remedy = "qemu-img convert -O raw disk.qcow2 disk.raw";
-        findings.warn("disk", format!("no {}: partitions can't be derived again, the other formats are covered by their digests ({remedy} makes it)", contents::RAW_DISK));
+    let formats = formats::listed(&subject, &mut findings);
+    // Where it is missing, a finding says so already.
+    if let Ok(raw) = File::open(folder.join(contents::RAW_DISK)) {
+        disk::check(&subject, &raw, uki.as_deref(), &mut findings);
+        formats::compare(&subject, &formats, &raw, &mut findings);
     }
     documents::check(&subject, &mut findings);
     if !manifest.debug.is_empty() {

@@ -26,6 +26,10 @@ WorkingDirectory=-/root
 ExecStart=
 ExecStart=-/usr/sbin/agetty --skip-login --login-program /usr/bin/bash --keep-baud 115200,57600,38400,9600 %I $TERM
 ";
+/// Starts it with the other terminals.
+const WANTED: &str = "etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service";
+/// What the manifest calls the switch.
+pub(crate) const SERIAL_LOGIN: &str = "serial-login";
 const PROGRAMS: [&str; 2] = ["usr/sbin/agetty", "usr/bin/bash"];
 
 /// Units to enable and to mask.
@@ -66,6 +70,41 @@ pub(super) fn apply(tree: &mut Tree, serial_login: bool) -> Result<Logins> {
         logins.enable.push(SERIAL.to_owned());
     }
     Ok(logins)
+}
+
+/// What stands at a path of a finished root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Nothing.
+    Nothing,
+    /// A symbolic link with this target.
+    Link(Vec<u8>),
+    /// Anything else.
+    Other,
+}
+
+/// The debug switches that a finished root filesystem has, by the manifest's names. `look` says what stands at a
+/// path.
+///
+/// # Errors
+/// A login is open that no switch opens.
+pub(crate) fn switches(look: impl Fn(&str) -> Result<Seen>) -> Result<Vec<&'static str>> {
+    let is_there = |path: &str| Ok::<_, anyhow::Error>(look(path)? != Seen::Nothing);
+    let mut serial = is_there(DROP_IN)? || is_there(WANTED)?;
+    for unit in LOGINS {
+        let shipped = is_there(&format!("usr/lib/systemd/system/{unit}"))?
+            || is_there(&format!("usr/local/lib/systemd/system/{unit}"))?;
+        let open = match look(&format!("etc/systemd/system/{unit}"))? {
+            Seen::Nothing => shipped,
+            Seen::Link(target) => target != b"/dev/null",
+            Seen::Other => true,
+        };
+        if open && unit != SERIAL_TEMPLATE {
+            bail!("{unit} is not masked: a login that no debug switch opens");
+        }
+        serial |= open;
+    }
+    Ok(if serial { vec![SERIAL_LOGIN] } else { Vec::new() })
 }
 
 #[cfg(test)]
@@ -149,6 +188,33 @@ mod tests {
             text.contains("\nExecStart=\nExecStart=-/usr/sbin/agetty --skip-login"),
             "{text}"
         );
+    }
+
+    fn seen(tree: &Tree) -> Result<Vec<&'static str>> {
+        switches(|path| {
+            let entry = tree.get(&TreePath::parse(path.as_bytes())?);
+            Ok(match entry.map(|entry| &entry.kind) {
+                None => Seen::Nothing,
+                Some(Kind::Symlink(target)) => Seen::Link(target.clone()),
+                Some(_) => Seen::Other,
+            })
+        })
+    }
+
+    #[test]
+    fn what_was_switched_is_seen_in_the_finished_root() {
+        assert_eq!(seen(&switched(false)).unwrap(), Vec::<&str>::new());
+        assert_eq!(seen(&switched(true)).unwrap(), ["serial-login"]);
+        for path in [DROP_IN, WANTED] {
+            let mut tree = switched(false);
+            let path = TreePath::parse(path.as_bytes()).unwrap();
+            place(&mut tree, &path, Entry::bytes(0o644, *b"")).unwrap();
+            assert_eq!(seen(&tree).unwrap(), ["serial-login"], "{path}");
+        }
+        let mut tree = switched(false);
+        tree.remove(&TreePath::parse(b"etc/systemd/system/getty@.service").unwrap());
+        let error = seen(&tree).unwrap_err();
+        assert!(error.to_string().contains("getty@.service"), "{error}");
     }
 
     #[test]

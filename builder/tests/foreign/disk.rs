@@ -5,6 +5,7 @@ use std::io::Cursor;
 use std::os::unix::fs::FileExt;
 
 use kimage_builder::disk::gpt::{self as table, Gpt, Partition, PartitionType};
+use kimage_builder::disk::qcow2::{self as disks, Image};
 use kimage_builder::partitions::esp::{self as boot, Esp, EspFile, Parameters};
 use kimage_builder::partitions::guid::Guid;
 use kimage_builder::partitions::verity;
@@ -171,6 +172,61 @@ pub(crate) fn esp(data: &[u8]) -> bool {
 /// Nothing changed, and other bytes at the end of a file.
 pub(crate) fn esp_seeds() -> Vec<Vec<u8>> {
     vec![vec![], [7, 0xff, 7, 2].repeat(8)]
+}
+
+/// A hole, text and noise.
+fn qcow2_file() -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    let mut state = 7u32;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    });
+    let mut raw = vec![0; CLUSTER];
+    raw.extend(b"kimage ".iter().copied().cycle().take(CLUSTER));
+    raw.extend(noise.take(CLUSTER));
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("raw"), folder.path().join("qcow2"));
+    std::fs::write(&from, raw).unwrap();
+    disks::write(&from, &to).unwrap();
+    std::fs::read(to).unwrap()
+}
+
+/// Changes to a qcow2 file, four bytes each: header or which table, place, value.
+pub(crate) fn qcow2(data: &[u8]) -> bool {
+    thread_local! {
+        static GOOD: Vec<u8> = qcow2_file();
+    }
+    let mut bytes = GOOD.with(Clone::clone);
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let (l1, refcounts) = (number(40), number(48));
+    let l2 = number(l1) & 0x00ff_ffff_ffff_fe00;
+    let places = [
+        (0, 128),
+        (l1, 8),
+        (l2, 32),
+        (refcounts, 16),
+        (number(refcounts), 32),
+    ];
+    for change in data.chunks_exact(4).take(64) {
+        let (start, length) = places[usize::from(change[0]) % places.len()];
+        let place = usize::from(u16::from_le_bytes([change[1], change[2]]));
+        bytes[start + place % length] = change[3];
+    }
+    let Ok(image) = Image::open(MemoryFile::new(&bytes).0.try_clone().unwrap()) else {
+        return false;
+    };
+    assert!(image.clusters() <= 1 << 24 && image.cluster() <= 2 << 20);
+    let mut cluster = vec![0; image.cluster() as usize];
+    for number in 0..image.clusters().min(64) {
+        let _ = image.read(number, &mut cluster);
+    }
+    true
+}
+
+/// Changes that change nothing.
+pub(crate) fn qcow2_seeds() -> Vec<Vec<u8>> {
+    vec![[0, 0, 0, b'Q', 0, 1, 0, b'F'].repeat(4)]
 }
 
 /// The superblock of a hash tree.

@@ -81,6 +81,11 @@ pub(crate) const TARGETS: &[Target] = &[
         seeds: disk::esp_seeds,
     },
     Target {
+        name: "qcow2",
+        run: disk::qcow2,
+        seeds: disk::qcow2_seeds,
+    },
+    Target {
         name: "verity_superblock",
         run: disk::verity_superblock,
         seeds: disk::verity_superblock_seeds,

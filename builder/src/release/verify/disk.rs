@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::files::digests;
 use super::findings::{Findings, same};
 use super::window::Window;
-use super::{Subject, boot, documents};
+use super::{Subject, boot, debug, documents};
 use crate::disk::gpt::{Gpt, Partition};
 use crate::disk::{derived_guid, layout, sparse};
 use crate::partitions::squashfs::{Node, Reader};
@@ -30,6 +30,7 @@ pub(super) fn check(subject: &Subject<'_>, disk: &File, uki: Option<&[u8]>, find
         return;
     };
     findings.claim("partition table uuids", identifiers(subject, &gpt));
+    findings.claim("partition gaps", gaps(disk, &gpt));
     let places: Vec<(u64, u64)> = gpt
         .partitions
         .iter()
@@ -66,6 +67,20 @@ pub(super) fn check(subject: &Subject<'_>, disk: &File, uki: Option<&[u8]>, find
     if let Ok(place) = gpt.partition(BOOT) {
         boot::partition(subject, disk, place, uki, findings);
     }
+}
+
+/// What belongs to no partition belongs to nobody, so nothing is there.
+fn gaps(disk: &File, gpt: &Gpt) -> Result<((), String)> {
+    let size = disk.metadata().context("look at the disk")?.len();
+    let gaps = gpt.gaps(size);
+    for gap in &gaps {
+        let nothing = sparse::is_zero(disk, gap.start, gap.end - gap.start).context("read the disk")?;
+        ensure!(nothing, "bytes hide between {} and {}", gap.start, gap.end);
+    }
+    Ok((
+        (),
+        format!("{} outside tables and partitions, all zero", gaps.len()),
+    ))
 }
 
 /// The root hash decides every UUID of the disk, and the lengths decide where everything lies.
@@ -122,9 +137,18 @@ fn sealed(subject: &Subject<'_>, disk: &File, root: &Partition, tree: &Partition
         superblock.uuid == verity::derive_uuid(&found),
         "the UUID does not follow from the root filesystem"
     );
-    let rest =
-        sparse::is_zero(disk, root.start + stated.size, root.size - stated.size).context("read the disk")?;
-    ensure!(rest, "bytes hide behind the root filesystem");
+    let used = verity::hash_bytes(superblock.data_blocks);
+    for (partition, used, what) in [
+        (root, stated.size, "the root filesystem"),
+        (tree, used, "the hash tree"),
+    ] {
+        let rest = partition
+            .size
+            .checked_sub(used)
+            .with_context(|| format!("{what} is larger than its partition"))?;
+        let nothing = sparse::is_zero(disk, partition.start + used, rest).context("read the disk")?;
+        ensure!(nothing, "bytes hide behind {what}");
+    }
     Ok((
         (),
         format!(
@@ -146,6 +170,7 @@ fn filesystem(subject: &Subject<'_>, disk: &File, root: &Partition, findings: &m
     };
     findings.claim("root filesystem files", all_files(subject, &reader));
     findings.claim("role.json", documents::role(subject, &reader));
+    findings.claim("debug switches", debug::check(subject, &reader));
     documents::packages(subject, &reader, findings);
 }
 

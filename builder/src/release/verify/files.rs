@@ -10,26 +10,16 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::findings::{Findings, same};
 use crate::digest::Digest;
-use crate::disk::sparse;
+use crate::disk::{Format, sparse};
 use crate::release::manifest::{FileRecord, Manifest};
 use crate::release::{checksums, names};
 
 /// Checks presence, size and digest of every file, and that the folder holds nothing else.
 pub(super) fn check(folder: &Path, manifest: &Manifest, findings: &mut Findings) -> Result<()> {
-    let is_disk = |name: &str| name.starts_with("disk.");
-    let some_disk = manifest
-        .files
-        .iter()
-        .any(|file| is_disk(&file.name) && folder.join(&file.name).exists());
     let outcomes = in_parallel(&manifest.files, |record| record_matches(folder, record));
     for (record, outcome) in manifest.files.iter().zip(outcomes) {
-        let check = format!("file {}", record.name);
-        if is_disk(&record.name) && some_disk && !folder.join(&record.name).exists() {
-            findings.warn(&check, "not here; another format of the disk is");
-            continue;
-        }
         findings.signed(
-            &check,
+            &format!("file {}", record.name),
             outcome.map(|()| ((), format!("{} bytes, sha256 {}", record.size, record.sha256))),
         );
     }
@@ -47,12 +37,21 @@ fn record_matches(folder: &Path, record: &FileRecord) -> Result<()> {
     let path = folder.join(&record.name);
     let metadata = path
         .symlink_metadata()
-        .with_context(|| format!("{} is missing", record.name))?;
+        .with_context(|| missing(folder, &record.name))?;
     ensure!(metadata.is_file(), "{} is not a regular file", record.name);
     same("size", record.size, metadata.len())?;
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
     let found = sparse::digest(&file, 0, record.size).with_context(|| format!("read {}", path.display()))?;
     same("sha256", record.sha256, found)
+}
+
+/// What is missing, and where it is to be had.
+fn missing(folder: &Path, name: &str) -> String {
+    let (raw, qcow2) = (Format::Raw.file_name(), Format::Qcow2.file_name());
+    if name == raw && folder.join(qcow2).is_file() {
+        return format!("{name} is missing; `qemu-img convert -O raw {qcow2} {raw}` makes it");
+    }
+    format!("{name} is missing; fetch the whole release")
 }
 
 fn checksums_match(folder: &Path, manifest: &Manifest) -> Result<((), String)> {
@@ -90,10 +89,14 @@ fn strangers(folder: &Path, manifest: &Manifest, findings: &mut Findings) -> Res
     }
     unknown.sort();
     for name in unknown {
-        findings.warn(
-            &format!("file {name}"),
-            "not part of the release: nobody signed it",
-        );
+        let check = format!("file {name}");
+        // Somebody would start it and think that this was the disk that holds.
+        if name.starts_with(Format::PREFIX) {
+            let outcome: Result<((), String)> = Err(anyhow!("a disk that nobody signed"));
+            findings.signed(&check, outcome);
+        } else {
+            findings.warn(&check, "not part of the release: nobody signed it");
+        }
     }
     Ok(())
 }
@@ -106,7 +109,10 @@ pub(super) fn digests(file: &File, parts: &[(u64, u64)]) -> Vec<Result<Digest>> 
 }
 
 /// What `work` makes of each item, in their order; on all processors.
-fn in_parallel<I: Sync, O: Send>(items: &[I], work: impl Fn(&I) -> Result<O> + Sync) -> Vec<Result<O>> {
+pub(super) fn in_parallel<I: Sync, O: Send>(
+    items: &[I],
+    work: impl Fn(&I) -> Result<O> + Sync,
+) -> Vec<Result<O>> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::with_capacity(items.len()));
     let threads = std::thread::available_parallelism()

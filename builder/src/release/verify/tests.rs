@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use super::*;
-use crate::disk::{self, Content as DiskContent};
+use crate::disk::{self, Content as DiskContent, qcow2};
 use crate::failure::{ExitCode, exit_code};
 use crate::partitions::boot::LOADER_CONFIGURATION;
 use crate::partitions::esp::EspFile;
@@ -26,7 +26,7 @@ const EPOCH: u32 = 1_700_000_000;
 
 static RELEASE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    make(folder.path(), |_| {});
+    make(folder.path(), Lies::default());
     folder
 });
 
@@ -71,9 +71,25 @@ fn tree() -> Tree {
     tree
 }
 
-/// Writes a whole release into `folder`; `lie` may change what its manifest claims before it is signed.
-fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
-    let (signer, tree, scratch) = (testing::signer(), tree(), tempfile::tempdir().unwrap());
+/// What a builder that lies does before it signs; by default nothing.
+#[derive(Default)]
+struct Lies {
+    /// A file that is put into the root filesystem.
+    file: Option<&'static str>,
+    /// To the raw disk, before anything is made of it.
+    disk: Option<fn(&File)>,
+    /// To the raw disk that becomes the qcow2.
+    other_disk: Option<fn(&File)>,
+    manifest: Option<fn(&mut Manifest)>,
+}
+
+/// Writes a whole release into `folder`, signed as `lies` made it.
+fn make(folder: &Path, lies: Lies) {
+    let (signer, mut tree, scratch) = (testing::signer(), tree(), tempfile::tempdir().unwrap());
+    if let Some(path) = lies.file {
+        let path = TreePath::parse(path.as_bytes()).unwrap();
+        crate::tree::normalise::place(&mut tree, &path, Entry::bytes(0o644, *b"[Service]\n")).unwrap();
+    }
     let identity = signer.identity();
     let sealed = root::seal(
         &tree,
@@ -140,7 +156,16 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
         root_hash: &sealed.root_hash,
     };
     let disk = disk::assemble(&content, &folder.join(contents::RAW_DISK)).unwrap();
-    let raw = File::open(&disk.path).unwrap();
+    let raw = File::options().read(true).write(true).open(&disk.path).unwrap();
+    if let Some(lie) = lies.disk {
+        lie(&raw);
+    }
+    let other = scratch.path().join("other.raw");
+    copy_disk(&disk.path, &other);
+    if let Some(lie) = lies.other_disk {
+        lie(&File::options().read(true).write(true).open(&other).unwrap());
+    }
+    qcow2::write(&other, &folder.join("disk.qcow2")).unwrap();
     let partition = |partition: &disk::gpt::Partition| Partition {
         name: partition.name.clone(),
         type_uuid: partition.kind.guid().to_string(),
@@ -182,7 +207,9 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
         components: Vec::new(),
         packages: 1,
         debug: Vec::new(),
-        files: vec![FileRecord::of_file(folder, contents::RAW_DISK).unwrap()],
+        files: ["disk.raw", "disk.qcow2"]
+            .map(|name| FileRecord::of_file(folder, name).unwrap())
+            .to_vec(),
     };
     for (name, bytes) in [
         (names::UKI, uki),
@@ -213,7 +240,9 @@ fn make(folder: &Path, lie: impl FnOnce(&mut Manifest)) {
         packages: vec![package],
         components: Vec::new(),
     };
-    lie(&mut manifest);
+    if let Some(lie) = lies.manifest {
+        lie(&mut manifest);
+    }
     crate::release::write(folder, manifest, &bill, signer).unwrap();
 }
 
@@ -227,11 +256,23 @@ fn copy() -> tempfile::TempDir {
         let (from, to): (PathBuf, PathBuf) = entry
             .map(|entry| (entry.path(), folder.path().join(entry.file_name())))
             .unwrap();
-        let (source, target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
-        target.set_len(source.metadata().unwrap().len()).unwrap();
-        disk::sparse::copy(&source, &target, 0).unwrap();
+        copy_disk(&from, &to);
     }
     folder
+}
+
+/// Copies a file and leaves its holes.
+fn copy_disk(from: &Path, to: &Path) {
+    let (source, target) = (File::open(from).unwrap(), File::create(to).unwrap());
+    target.set_len(source.metadata().unwrap().len()).unwrap();
+    disk::sparse::copy(&source, &target, 0).unwrap();
+}
+
+/// The verdict on a release that somebody signed who lies.
+fn verdict_on(lies: Lies) -> (Option<ExitCode>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path(), lies);
+    verdict(folder.path(), own_key())
 }
 
 fn flip(path: &Path, place: u64) {
@@ -346,7 +387,7 @@ fn flipped_missing_and_strange_files_are_named() {
 #[test]
 fn a_signed_lie_is_a_contradiction() {
     type Lie = fn(&mut Manifest);
-    let lies: [(&str, Lie); 6] = [
+    let lies: [(&str, Lie); 10] = [
         ("partition root-a", |manifest| {
             manifest.partitions[2].uuid = manifest.partitions[0].uuid.clone()
         }),
@@ -357,16 +398,121 @@ fn a_signed_lie_is_a_contradiction() {
             manifest.kernel.pcr11.ready = Digest::of(b"other")
         }),
         ("packages", |manifest| manifest.packages = 2),
+        ("debug switches", |manifest| {
+            manifest.debug.push("serial-login".to_owned())
+        }),
+        ("debug switches", |manifest| manifest.debug.push("ssh".to_owned())),
+        ("disk formats", |manifest| {
+            manifest.files.retain(|file| file.name != "disk.raw")
+        }),
+        ("disk formats", |manifest| {
+            let record = FileRecord::of_bytes("disk.vhd", b"unknown");
+            manifest.files.push(record)
+        }),
         ("role.json", |manifest| manifest.role = "worker".to_owned()),
         ("ovmf-vars.fd", |manifest| {
             manifest.keys.platform_key = Digest::of(b"other")
         }),
     ];
     for (check, lie) in lies {
-        let folder = tempfile::tempdir().unwrap();
-        make(folder.path(), lie);
-        let (code, failed) = verdict(folder.path(), own_key());
-        assert_eq!(code, Some(ExitCode::Verification), "{check}: {failed:?}");
+        let (code, failed) = verdict_on(Lies {
+            manifest: Some(lie),
+            ..Lies::default()
+        });
+        // A disk that is signed and not there is a mismatch as well.
+        let expected = [Some(ExitCode::Verification), Some(ExitCode::Mismatch)];
+        assert!(
+            expected[..1 + usize::from(check == "disk formats")].contains(&code),
+            "{check}: {failed:?}"
+        );
         assert!(failed.iter().any(|found| found == check), "{check}: {failed:?}");
+    }
+}
+
+#[test]
+fn a_qcow2_that_holds_another_disk_than_the_raw_one_is_a_contradiction() {
+    let others: [fn(&File); 3] = [
+        // One byte of the root filesystem, one where the raw disk has a hole, one missing.
+        |disk| {
+            let mut byte = [0];
+            let place = (258 << 20) + 70_000;
+            disk.read_exact_at(&mut byte, place).unwrap();
+            disk.write_all_at(&[byte[0] ^ 0x80], place).unwrap();
+        },
+        |disk| disk.write_all_at(b"x", 200 << 20).unwrap(),
+        |disk| disk.set_len(disk.metadata().unwrap().len() - 512).unwrap(),
+    ];
+    for other_disk in others {
+        let (code, failed) = verdict_on(Lies {
+            other_disk: Some(other_disk),
+            ..Lies::default()
+        });
+        assert_eq!(code, Some(ExitCode::Verification), "{failed:?}");
+        assert_eq!(failed, ["content of disk.qcow2"]);
+    }
+}
+
+#[test]
+fn a_release_without_one_of_its_disks_does_not_hold() {
+    for name in ["disk.raw", "disk.qcow2"] {
+        let folder = copy();
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+        let (code, failed) = verdict(folder.path(), own_key());
+        assert_eq!(code, Some(ExitCode::Mismatch), "{name}");
+        assert!(failed.contains(&format!("file {name}")), "{failed:?}");
+    }
+}
+
+#[test]
+fn a_disk_that_nobody_signed_is_refused_beside_those_that_somebody_did() {
+    let folder = copy();
+    std::fs::write(folder.path().join("disk.vmdk"), b"another").unwrap();
+    let (code, failed) = verdict(folder.path(), own_key());
+    assert_eq!(
+        (code, failed),
+        (Some(ExitCode::Mismatch), vec!["file disk.vmdk".to_owned()])
+    );
+}
+
+#[test]
+fn signed_bytes_that_belong_to_no_partition_are_refused() {
+    let places: [(&str, fn(&File)); 4] = [
+        // Behind the first table, before the second, behind root filesystem and hash tree.
+        ("partition gaps", |disk| {
+            disk.write_all_at(b"x", 34 * 512).unwrap()
+        }),
+        ("partition gaps", |disk| {
+            let size = disk.metadata().unwrap().len();
+            disk.write_all_at(b"x", size - 33 * 512 - 1).unwrap()
+        }),
+        ("verity", |disk| {
+            let size = disk.metadata().unwrap().len();
+            disk.write_all_at(b"x", size - (1 << 20) - 1).unwrap()
+        }),
+        ("verity", |disk| disk.write_all_at(b"x", (258 << 20) - 1).unwrap()),
+    ];
+    for (check, disk) in places {
+        let (code, failed) = verdict_on(Lies {
+            disk: Some(disk),
+            ..Lies::default()
+        });
+        assert_eq!(code, Some(ExitCode::Verification), "{check}: {failed:?}");
+        assert_eq!(failed, [check]);
+    }
+}
+
+#[test]
+fn a_login_in_the_root_that_the_manifest_is_silent_about_is_a_contradiction() {
+    for path in [
+        "usr/lib/systemd/system/serial-getty@.service",
+        "etc/systemd/system/serial-getty@ttyS0.service.d/10-kimage-login.conf",
+        "usr/lib/systemd/system/getty@.service",
+    ] {
+        let (code, failed) = verdict_on(Lies {
+            file: Some(path),
+            ..Lies::default()
+        });
+        assert_eq!(code, Some(ExitCode::Verification), "{path}: {failed:?}");
+        assert_eq!(failed, ["debug switches"]);
     }
 }
