@@ -24,6 +24,7 @@ pub mod explain;
 pub mod failure;
 pub mod inputs;
 pub mod lock;
+pub mod obstacle;
 pub mod partitions;
 pub mod pipeline;
 pub mod playground;

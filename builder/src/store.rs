@@ -23,10 +23,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::digest::Digest;
 use crate::failure::{ExitCode, Failure};
+use crate::obstacle::{self, Obstacle};
 use crate::progress::Progress;
 
 pub(crate) use lock::Lock;
@@ -149,9 +151,10 @@ impl Store {
     pub fn examine(&self, digest: &Digest) -> Result<Blob> {
         let path = self.blob_path(digest);
         let read = || format!("read `{}`", path.display());
-        let mut file = match File::open(&path) {
+        let mut file = match obstacle::open_file(&path, OFlags::RDONLY) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Blob::Absent),
+            Err(error) if Obstacle::of(&error).is_some() => return Err(self.unwritable(&path, &error)),
             Err(error) => return Err(error).with_context(read),
         };
         let before = Identity::of(&file).with_context(read)?;
@@ -216,7 +219,7 @@ impl Store {
     /// The finished artifact folder of `kind` for `key`, if there is one.
     pub fn artifact(&self, kind: &str, key: &Digest) -> Option<PathBuf> {
         let path = self.artifact_path(kind, key).ok()?;
-        path.is_dir().then_some(path)
+        obstacle::is_folder(&path).is_ok_and(|is| is).then_some(path)
     }
 
     /// The artifact folder of `kind` for `key`, made by `build` in a scratch folder when absent. Two processes that
@@ -228,11 +231,12 @@ impl Store {
         build: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let target = self.artifact_path(kind, key)?;
-        if target.is_dir() {
+        let made = || obstacle::is_folder(&target).map_err(|error| self.unwritable(&target, &error));
+        if made()? {
             return Ok(target);
         }
         let _lock = self.lock(&format!("{kind}-{key}"), &format!("{kind} {}", key.short()))?;
-        if target.is_dir() {
+        if made()? {
             return Ok(target);
         }
         let scratch = self.scratch()?;
@@ -293,7 +297,7 @@ impl Store {
         let io_error = |error: io::Error| self.unwritable(&target, &error);
         let gone = || format!("artifact `{}` vanished", target.display());
         let _lock = self.lock(&format!("{kind}-{key}"), &format!("{kind} {}", key.short()))?;
-        match File::open(&target) {
+        match obstacle::open_folder(&target) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io_error(error)),
             Ok(old) if lock::try_lock(&old).map_err(io_error)? => {
@@ -395,6 +399,12 @@ impl Store {
 
 /// The one error for a store that can't take what should be written to it.
 fn unwritable(root: &Path, path: &Path, error: &io::Error) -> anyhow::Error {
+    if Obstacle::of(error).is_some() {
+        let message = format!("store `{}`: `{}`: {error}", root.display(), path.display());
+        return Failure::new(ExitCode::Usage, message)
+            .hint("move it away, or name another folder with --store DIR")
+            .into();
+    }
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     let hint = match errno {
         Some(Errno::NOSPC | Errno::DQUOT) => {

@@ -22,8 +22,8 @@ const FLOW: [&str; 9] = [
 const LAST: &str = "release";
 
 /// Beside the flow: any stage may use them, they use only each other.
-const BESIDE: [&str; 8] = [
-    "digest", "failure", "progress", "store", "tool", "download", "qemu", "private",
+const BESIDE: [&str; 9] = [
+    "digest", "failure", "progress", "store", "tool", "download", "qemu", "private", "obstacle",
 ];
 
 /// Outside of the flow: they use what stands beside it, no stage and not each other.

@@ -11,6 +11,7 @@ use crate::components;
 use crate::definition::Definition;
 use crate::digest::{Digest, Hasher};
 use crate::lock::Lock;
+use crate::private;
 use crate::release::manifest::Manifest;
 use crate::release::names;
 use crate::sign::Identity;
@@ -84,10 +85,8 @@ impl Key {
     pub(super) fn remember(&self, order: &Order, store: &Store) -> Result<()> {
         let place = place(order)?;
         let path = self.file(&place, store)?;
-        let beside = path.with_extension(format!("{}", std::process::id()));
         let bytes = serde_json::to_vec(&Stamp::of(&place)?)?;
-        std::fs::write(&beside, bytes).with_context(|| format!("write {}", beside.display()))?;
-        std::fs::rename(&beside, &path).with_context(|| format!("write {}", path.display()))
+        private::write(&path, &bytes, true)
     }
 
     fn file(&self, place: &Path, store: &Store) -> Result<PathBuf> {

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::files::remove_tree;
 use super::lock;
+use crate::obstacle;
 
 /// A finished artifact whose files stay while this lives.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub struct Held {
 impl Held {
     /// Holds the artifact at `path`; `None` when somebody has just removed it.
     pub(super) fn take(path: &Path) -> io::Result<Option<Self>> {
-        let folder = match File::open(path) {
+        let folder = match obstacle::open_folder(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             folder => folder?,
         };

@@ -1,12 +1,14 @@
 //! Locks between processes: `flock` on a file, so the kernel frees them when their holder dies.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
+
+use crate::obstacle;
 
 /// Held until dropped. The file goes with it, so that the folder of locks stays empty.
 pub(crate) struct Lock {
@@ -19,11 +21,7 @@ impl Lock {
     pub(crate) fn take(path: &Path, mut waiting: impl FnMut()) -> io::Result<Self> {
         let mut said = false;
         loop {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)?;
+            let file = obstacle::open_file(path, OFlags::WRONLY | OFlags::CREATE)?;
             if !try_lock(&file)? {
                 if !said {
                     waiting();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::remove_tree;
 use super::lock;
+use crate::obstacle;
 
 /// This process's folder below `scratch/`.
 pub(super) struct Run {
@@ -57,7 +58,9 @@ pub(super) fn collect(scratch: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(scratch)? {
         let path = entry?.path();
         // Gone or not readable: another collector's, or not ours.
-        let Ok(folder) = File::open(&path) else { continue };
+        let Ok(folder) = obstacle::open_folder(&path) else {
+            continue;
+        };
         if lock::try_lock(&folder)? && lock::names(&path, &folder)? && remove_tree(&path).is_err() {
             stuck.push(path);
         }

@@ -202,3 +202,57 @@ fn names_cannot_leave_the_store() {
     }
     assert!(store.cache("go-mod").unwrap().is_dir());
 }
+
+#[test]
+fn whatever_stands_where_the_store_puts_its_own_is_named_and_left_alone() {
+    use crate::failure::exit_code;
+    use crate::obstacle::testing::OBSTACLES;
+
+    for (what, make) in OBSTACLES {
+        type Use = fn(&Store) -> anyhow::Error;
+        let uses: [(String, Use); 5] = [
+            (format!("locks/blob-{}", key()), |store| {
+                store.lock_blob(&key(), "x").err().unwrap()
+            }),
+            (
+                format!("blobs/sha256/{}/{}", &key().to_string()[..2], key()),
+                |store| store.blob(&key()).unwrap_err(),
+            ),
+            (format!("artifacts/tree/{}", key()), |store| {
+                store.hold_or_build("tree", &key(), |_| Ok(())).unwrap_err()
+            }),
+            (format!("artifacts/tree/{}", key()), |store| {
+                store.rebuild("tree", &key(), |_| Ok(())).unwrap_err()
+            }),
+            (format!("artifacts/tree/{}", key()), |store| {
+                assert_eq!(store.artifact("tree", &key()), None);
+                store.artifact_or_build("tree", &key(), |_| Ok(())).unwrap_err()
+            }),
+        ];
+        for (place, attempt) in uses {
+            let ((store, folder), elsewhere) = (store(), tempfile::tempdir().unwrap());
+            let path = folder.path().join(&place);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            make(&path, elsewhere.path());
+            let error = attempt(&store);
+            let text = format!("{error:#}");
+            assert_eq!(exit_code(&error), ExitCode::Usage, "{text}");
+            assert!(text.contains(what) && text.contains(&place), "{text}");
+            assert!(path.symlink_metadata().is_ok());
+            assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_folder_among_those_of_dead_runs_stops_nobody() {
+    for (_, make) in crate::obstacle::testing::OBSTACLES {
+        let ((store, folder), elsewhere) = (store(), tempfile::tempdir().unwrap());
+        let scratch = folder.path().join("scratch");
+        fs::create_dir(&scratch).unwrap();
+        make(&scratch.join("run-x"), elsewhere.path());
+        make(&folder.path().join("verified"), elsewhere.path());
+        store.scratch().unwrap();
+        Store::open(folder.path()).unwrap().put(b"x").unwrap();
+    }
+}

@@ -6,13 +6,16 @@
 //! when it was hashed. What this cannot see is a disk that returns other bytes than were written.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
+
 use crate::digest::Digest;
+use crate::obstacle;
 
 /// Longer than any kernel's or filesystem's timestamp granularity (FAT: two seconds).
 const SETTLED_SECONDS: i64 = 3;
@@ -95,7 +98,7 @@ impl Verified {
     pub(super) fn load(path: &Path) -> Self {
         let mut text = String::new();
         let mut oversized = false;
-        if let Ok(file) = File::open(path) {
+        if let Ok(file) = obstacle::open_file(path, OFlags::RDONLY) {
             oversized = file
                 .metadata()
                 .is_ok_and(|metadata| metadata.len() > MAX_FILE_BYTES);
@@ -124,7 +127,8 @@ impl Verified {
         if identity.settled() && self.on_disk(&identity).is_some() {
             // Lost lines (a read-only store, a full disk) cost a hash next time. One write per line: appends of
             // several processes don't mix.
-            let file = OpenOptions::new().append(true).create(true).open(&self.path);
+            let access = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
+            let file = obstacle::open_file(&self.path, access);
             let _ = file.and_then(|mut file| file.write_all(identity.line(digest).as_bytes()));
         }
     }
