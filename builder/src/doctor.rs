@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::download::{Policy, document_with};
+use crate::download::{Address, Policy, document_with};
 use crate::failure;
 use crate::progress::{Progress, bytes};
 use crate::qemu::{Accelerator, Firmware};
@@ -92,7 +92,7 @@ impl Check {
 
 /// Looks at all that building and running need. `documents` are URLs that should answer (an archive's InRelease), or
 /// why there is none.
-pub fn examine(store: &Result<Store>, documents: &[Result<String>], progress: &Progress) -> Vec<Check> {
+pub fn examine(store: &Result<Store>, documents: &[Result<Address>], progress: &Progress) -> Vec<Check> {
     let host = Host::this();
     let mut checks = sandbox::checks(&host);
     checks.extend(store.iter().map(sandbox::tried));
@@ -132,7 +132,7 @@ fn store_space(store: &Result<Store>) -> Check {
     }
 }
 
-fn archive(url: &Result<String>, progress: &Progress) -> Check {
+fn archive(url: &Result<Address>, progress: &Progress) -> Check {
     let name = "archive";
     let limited = |error: &anyhow::Error| {
         let hints: Vec<&str> = failure::hints(error).collect();
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn an_archive_that_does_not_answer_limits() {
-        let check = archive(&Ok("file:///nowhere/InRelease".to_owned()), &Progress::silent());
+        let check = archive(&Ok("file:///nowhere/InRelease".into()), &Progress::silent());
         assert_eq!(check.state, State::Limited);
         assert!(check.found.contains("/nowhere/InRelease"), "{check:?}");
     }

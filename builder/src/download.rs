@@ -4,6 +4,7 @@
 //! tried again in later rounds, one that is wrong for good (not found, other bytes) is not. What was received stays
 //! in the store's `partial/` and is continued, also from another mirror: the digest decides in the end.
 
+mod address;
 mod attempts;
 mod client;
 mod document;
@@ -30,6 +31,7 @@ use crate::store::Store;
 use client::Client;
 use transfer::{Download, Outcome};
 
+pub use address::Address;
 pub use document::{document, document_with};
 pub use policy::Policy;
 pub use proxy::Proxies;
@@ -46,7 +48,7 @@ pub struct Request {
     /// What a person calls it ("systemd 255.4-1ubuntu8.18").
     pub name: String,
     /// Where it may be had, in order of preference: `http`, `https` and `file` URLs.
-    pub urls: Vec<String>,
+    pub urls: Vec<Address>,
     /// What its bytes must hash to.
     pub digest: Digest,
     /// Its length in bytes.
@@ -194,7 +196,7 @@ fn absent(requests: &[Request], store: &Store, policy: &Policy) -> Result<Vec<Re
 /// Leaves only URLs that need no network; fails when that leaves a blob without any.
 fn refuse_network(missing: &mut [Request]) -> Result<()> {
     for request in missing.iter_mut() {
-        request.urls.retain(|url| url::is_file(url));
+        request.urls.retain(Address::is_file);
     }
     let mut names: Vec<&str> = missing
         .iter()

@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::definition::image::{Archive, Suite};
 use crate::definition::mirror_url;
+use crate::download::Address;
 use crate::failure::{ExitCode, Failure};
 
 /// Where apt keeps its sources.
@@ -16,17 +17,17 @@ const MIRROR_LIST_BYTES: u64 = 1 << 20;
 
 /// Base URLs (what stands before `dists/` and `pool/`, without a final slash) of one suite, best first; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mirrors(Vec<String>);
+pub struct Mirrors(Vec<Address>);
 
 impl Mirrors {
     /// The URLs of `path` (`pool/main/...`, `dists/...`) on each mirror.
-    pub fn urls(&self, path: &str) -> Vec<String> {
-        self.0.iter().map(|base| format!("{base}/{path}")).collect()
+    pub fn urls(&self, path: &str) -> Vec<Address> {
+        self.0.iter().map(|base| base.below(path)).collect()
     }
 
     /// The same mirrors and one more at the end: a snapshot that has what mirrors have dropped.
     pub fn and(mut self, last: Option<String>) -> Self {
-        self.0.extend(last);
+        self.0.extend(last.map(Address::from));
         self
     }
 }
@@ -77,7 +78,7 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
             if !sources.passed_over.is_empty() {
                 message.push_str(&format!(
                     " (passed over, kimage can't read it: {})",
-                    sources.passed_over.join(", ")
+                    listed(&sources.passed_over)
                 ));
             }
             Failure::new(ExitCode::Fetch, message).hint(format!(
@@ -89,7 +90,13 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
         url.truncate(url.trim_end_matches('/').len());
     }
     urls.dedup();
-    Ok(Mirrors(urls))
+    Ok(Mirrors(urls.into_iter().map(Address::from).collect()))
+}
+
+/// Addresses in a row, for messages.
+pub(super) fn listed(addresses: &[Address]) -> String {
+    let shown: Vec<String> = addresses.iter().map(Address::to_string).collect();
+    shown.join(", ")
 }
 
 fn last_part(url: &str) -> &str {
@@ -102,7 +109,7 @@ struct Sources {
     /// Base URLs.
     urls: Vec<String>,
     /// Sources of other methods (`cdrom:`) and mirror lists that can't be read, for the error when no URL fits.
-    passed_over: Vec<String>,
+    passed_over: Vec<Address>,
 }
 
 impl Sources {
@@ -116,7 +123,7 @@ impl Sources {
             .and_then(|path| read_mirror_list(Path::new(path)));
         match listed {
             Some(urls) => self.urls.extend(urls),
-            None => self.passed_over.push(uri),
+            None => self.passed_over.push(Address::from(uri)),
         }
     }
 }
@@ -235,6 +242,7 @@ mod tests {
             components: vec![],
             mirrors: vec![],
             path: path.map(str::to_owned),
+            max_age_days: None,
         }
     }
 

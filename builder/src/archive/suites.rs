@@ -117,7 +117,7 @@ fn release(
     let urls = mirrors.urls(&format!("dists/{}/InRelease", suite.name));
     let path = suite.path.as_deref().unwrap_or(&image.manifest.archive.path);
     let bytes = download::document(&urls, signed::LIMIT, progress).with_context(|| {
-        let message = format!("suite {} of image {} can't be fetched from {}", suite.name, image.name, urls.join(", "));
+        let message = format!("suite {} of image {} can't be fetched from {}", suite.name, image.name, mirrors::listed(&urls));
         Failure::new(ExitCode::Fetch, message).hint(format!(
             "name a mirror that you can reach: --mirror https://HOST/{path}; or take another base with --image NAME"
         ))

@@ -9,6 +9,7 @@ use crate::archive::mirrors;
 use crate::cli::Doctor;
 use crate::definition;
 use crate::doctor::{Check, State, examine};
+use crate::download::Address;
 use crate::failure::{ExitCode, Failure};
 
 pub(super) fn run(arguments: &Doctor, context: &Context) -> Result<()> {
@@ -46,7 +47,7 @@ pub(super) fn run(arguments: &Doctor, context: &Context) -> Result<()> {
 }
 
 /// The signed index of every suite of `image` on every mirror.
-fn indexes(image: &str, context: &Context) -> Vec<Result<String>> {
+fn indexes(image: &str, context: &Context) -> Vec<Result<Address>> {
     let workspace = match context.definitions() {
         Ok(workspace) => workspace,
         Err(error) if context.global.definitions.is_some() => return vec![Err(error)],

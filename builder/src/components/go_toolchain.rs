@@ -95,9 +95,9 @@ fn download(pin: &LockedToolchain, zip: &Path, access: &Access, progress: &Progr
     }
     let value = go_proxy::find(access.go_proxy.as_deref())?;
     let path = format!("golang.org/toolchain/@v/{}.zip", module_version(pin));
-    let urls: Vec<String> = go_proxy::base_urls(&value)
+    let urls: Vec<download::Address> = go_proxy::base_urls(&value)
         .iter()
-        .map(|base| format!("{base}/{path}"))
+        .map(|base| download::Address::from(base.as_str()).below(&path))
         .collect();
     if urls.is_empty() {
         let message = format!("{name}: GOPROXY={value} names no proxy to fetch it from");

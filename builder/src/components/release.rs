@@ -27,7 +27,7 @@ pub(super) fn take(
     let urls = std::iter::once(&release.url).chain(&release.mirrors);
     let request = Request {
         name: format!("{} {}", component.name, component.manifest.version),
-        urls: urls.map(|url| component.manifest.expand(url)).collect(),
+        urls: urls.map(|url| component.manifest.expand(url).into()).collect(),
         digest: release.sha256,
         size: release.size,
     };

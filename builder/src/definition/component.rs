@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::digest::{Digest, Hasher};
+use crate::download::Address;
 use crate::failure::{ExitCode, Failure};
 pub use field::{GuestPath, Mode, Name, RelativePath};
 pub use source::{
@@ -149,6 +150,7 @@ impl TryFrom<RawManifest> for ComponentManifest {
             images: raw.image,
         };
         manifest.check_paths()?;
+        manifest.check_addresses()?;
         Ok(manifest)
     }
 }
@@ -159,6 +161,23 @@ impl ComponentManifest {
         let bare = self.version.strip_prefix('v').unwrap_or(&self.version);
         text.replace("{version}", &self.version)
             .replace("{bare-version}", bare)
+    }
+
+    /// Addresses go into the lock, which everybody reads: no passwords.
+    fn check_addresses(&self) -> Result<(), String> {
+        let addresses: Vec<&String> = match &self.source {
+            Source::Release(release) => std::iter::once(&release.url).chain(&release.mirrors).collect(),
+            Source::Registry(registry) => vec![&registry.url],
+            Source::Go(_) | Source::Cargo(_) => Vec::new(),
+        };
+        for address in addresses.into_iter().map(|url| Address::from(url.as_str())) {
+            if address.has_credentials() {
+                return Err(format!(
+                    "{address} holds a user name or password, which the lock would make public"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// No two files or links at one path; images are made of files that exist.

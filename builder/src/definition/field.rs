@@ -8,6 +8,8 @@ use globset::GlobBuilder;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use crate::download::Address;
+
 /// No list of a definition is anywhere near so long.
 const MAX_ITEMS: usize = 4096;
 
@@ -282,7 +284,8 @@ pub(crate) fn mirror_url(text: &str) -> Result<(), String> {
         .find_map(|scheme| text.strip_prefix(scheme));
     let valid = rest.is_some_and(|rest| !rest.is_empty()) && text.chars().all(|c| c.is_ascii_graphic());
     expect(
-        text,
+        // What is no URL may hold a password all the same.
+        &Address::from(text).to_string(),
         "a mirror",
         "a URL that starts with https://, http:// or file:///",
         valid,

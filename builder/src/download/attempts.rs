@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::url;
+use super::Address;
 use crate::digest::Digest;
 
 /// Why one try of one URL failed.
@@ -27,7 +27,7 @@ pub(super) struct Attempts<'a> {
 }
 
 struct Attempt<'a> {
-    url: &'a str,
+    url: &'a Address,
     tries: u32,
     /// What went wrong last.
     why: Option<String>,
@@ -38,7 +38,7 @@ struct Attempt<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(super) fn new(urls: &'a [String]) -> Self {
+    pub(super) fn new(urls: &'a [Address]) -> Self {
         let attempt = |url| Attempt {
             url,
             tries: 0,
@@ -48,12 +48,12 @@ impl<'a> Attempts<'a> {
             come_again: None,
         };
         Self {
-            list: urls.iter().map(|url| attempt(url.as_str())).collect(),
+            list: urls.iter().map(attempt).collect(),
         }
     }
 
     /// The URLs worth a try.
-    pub(super) fn live(&self) -> Vec<&'a str> {
+    pub(super) fn live(&self) -> Vec<&'a Address> {
         self.list
             .iter()
             .filter(|attempt| !attempt.over)
@@ -62,7 +62,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Notes a failed try; hands back what concerns more than this URL.
-    pub(super) fn record(&mut self, url: &str, trouble: Trouble) -> Result<(), Trouble> {
+    pub(super) fn record(&mut self, url: &Address, trouble: Trouble) -> Result<(), Trouble> {
         let Some(attempt) = self.list.iter_mut().find(|attempt| attempt.url == url) else {
             return Ok(());
         };
@@ -109,7 +109,7 @@ impl fmt::Display for Attempts<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for attempt in &self.list {
             let why = attempt.why.as_deref().unwrap_or("not tried");
-            write!(f, "\n    {}: {why}", url::shown(attempt.url))?;
+            write!(f, "\n    {}: {why}", attempt.url)?;
             if attempt.tries > 1 {
                 write!(f, " (tried {} times)", attempt.tries)?;
             }

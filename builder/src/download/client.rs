@@ -13,6 +13,7 @@ use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 
+use super::Address;
 use super::attempts::Trouble;
 use super::forward;
 use super::policy::Policy;
@@ -100,20 +101,22 @@ impl<'a> Client<'a> {
     }
 
     /// Healthy hosts first, otherwise in the given order.
-    pub(super) fn healthy_first(&self, urls: &mut [&str]) {
+    pub(super) fn healthy_first(&self, urls: &mut [&Address]) {
         let faults = locked(&self.faults);
-        urls.sort_by_key(|url| faults.get(url::authority(url)).copied().unwrap_or(0));
+        urls.sort_by_key(|url| faults.get(url::authority(url.exposed())).copied().unwrap_or(0));
     }
 
     /// Notes how a host served, so that a dead mirror costs one timeout and not one per blob.
-    pub(super) fn note(&self, url: &str, served: bool) {
+    pub(super) fn note(&self, url: &Address, served: bool) {
         let mut faults = locked(&self.faults);
-        let count = faults.entry(url::authority(url).to_owned()).or_insert(0);
+        let count = faults
+            .entry(url::authority(url.exposed()).to_owned())
+            .or_insert(0);
         *count = if served { 0 } else { count.saturating_add(1) };
     }
 
     /// Opens `url` from its first byte on.
-    pub(super) fn open(&self, url: &str) -> Result<Answer, Trouble> {
+    pub(super) fn open(&self, url: &Address) -> Result<Answer, Trouble> {
         let refused = || Trouble::Lasting("refused a range that was not asked for".to_owned());
         let answer = self.request(url, None)?.ok_or_else(refused)?;
         if answer.start != 0 {
@@ -126,15 +129,15 @@ impl<'a> Client<'a> {
 
     /// Opens `url` from `resume` on where the server can do that, else from where it likes; `None` when it says that
     /// there is nothing from there on (416).
-    pub(super) fn resume(&self, url: &str, resume: &Resume<'_>) -> Result<Option<Answer>, Trouble> {
+    pub(super) fn resume(&self, url: &Address, resume: &Resume<'_>) -> Result<Option<Answer>, Trouble> {
         self.request(url, Some(resume))
     }
 
-    fn request(&self, url: &str, resume: Option<&Resume<'_>>) -> Result<Option<Answer>, Trouble> {
-        if url::is_file(url) {
-            return open_file(url).map(Some);
+    fn request(&self, url: &Address, resume: Option<&Resume<'_>>) -> Result<Option<Answer>, Trouble> {
+        if url.is_file() {
+            return open_file(url.exposed()).map(Some);
         }
-        let mut here = url.to_owned();
+        let mut here = url.exposed().to_owned();
         for _ in 0..=MAX_REDIRECTS {
             let response = self.get(&here, resume)?;
             let status = response.status().as_u16();
@@ -152,7 +155,8 @@ impl<'a> Client<'a> {
             here = url::join(&here, location);
             if url::is_file(&here) {
                 return Err(Trouble::Lasting(format!(
-                    "redirects to a file of this host: {here}"
+                    "redirects to a file of this host: {}",
+                    url::shown(&here)
                 )));
             }
         }

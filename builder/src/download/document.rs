@@ -5,25 +5,25 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+use super::Address;
 use super::attempts::{Attempts, Trouble};
 use super::client::Client;
 use super::policy::Policy;
-use super::url;
 use crate::failure::{ExitCode, Failure};
 use crate::progress::Progress;
 
 /// Fetches a small document whose digest is not known beforehand (an archive's InRelease), trying `urls` in order;
 /// at most `limit` bytes. The caller must find out whether to trust it.
-pub fn document(urls: &[String], limit: u64, progress: &Progress) -> Result<Vec<u8>> {
+pub fn document(urls: &[Address], limit: u64, progress: &Progress) -> Result<Vec<u8>> {
     document_with(urls, limit, progress, &Policy::default())
 }
 
 /// [`document`] with other timeouts, retries and proxies than the usual ones.
-pub fn document_with(urls: &[String], limit: u64, progress: &Progress, policy: &Policy) -> Result<Vec<u8>> {
+pub fn document_with(urls: &[Address], limit: u64, progress: &Progress, policy: &Policy) -> Result<Vec<u8>> {
     let client = Client::new(policy);
     let mut attempts = Attempts::new(urls);
-    let name = urls.first().map_or("document", String::as_str);
-    let task = progress.bytes(&format!("fetch {}", url::shown(name)), None);
+    let name = urls.first().map_or("document".to_owned(), Address::to_string);
+    let task = progress.bytes(&format!("fetch {name}"), None);
     for round in 0..policy.rounds {
         for url in attempts.live() {
             match read(&client, url, limit, policy) {
@@ -44,14 +44,14 @@ pub fn document_with(urls: &[String], limit: u64, progress: &Progress, policy: &
             client.back_off(round, attempts.come_again());
         }
     }
-    let message = format!("{}: could not be fetched:{attempts}", url::shown(name));
+    let message = format!("{name}: could not be fetched:{attempts}");
     bail!(
         Failure::new(ExitCode::Fetch, message)
             .hint("check the network, or name another mirror with --mirror URL")
     )
 }
 
-fn read(client: &Client<'_>, url: &str, limit: u64, policy: &Policy) -> Result<Vec<u8>, Trouble> {
+fn read(client: &Client<'_>, url: &Address, limit: u64, policy: &Policy) -> Result<Vec<u8>, Trouble> {
     let answer = client.open(url)?;
     let too_long = || Trouble::Lasting(format!("longer than {limit} bytes"));
     if answer.total.is_some_and(|total| total > limit) {

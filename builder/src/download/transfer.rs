@@ -1,16 +1,19 @@
 //! One blob from its URLs into the store.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
+
 use super::attempts::{Attempts, Trouble};
 use super::client::{Answer, Client, Resume};
 use super::policy::Policy;
-use super::{Request, url};
+use super::{Address, Request};
 use crate::digest::{Digest, Hasher};
 use crate::failure::{ExitCode, Failure};
+use crate::obstacle;
 use crate::progress::{Progress, Task, bytes};
 use crate::store::{Blob, Store};
 
@@ -97,7 +100,7 @@ impl Download<'_> {
                     Err(trouble) => {
                         if let Trouble::Passing(why, _) = &trouble {
                             self.client.note(url, false);
-                            self.progress.detail(&format!("{}: {why}", url::shown(url)));
+                            self.progress.detail(&format!("{url}: {why}"));
                         }
                         attempts.record(url, trouble)?;
                     }
@@ -144,7 +147,7 @@ impl Download<'_> {
         Outcome::Transient(failure.hint(hint).into())
     }
 
-    fn attempt(&self, url: &str, partial: &mut Partial<'_>, last: bool) -> Result<(), Trouble> {
+    fn attempt(&self, url: &Address, partial: &mut Partial<'_>, last: bool) -> Result<(), Trouble> {
         loop {
             if partial.have < partial.size || partial.size == 0 {
                 let answer = self.open(url, partial)?;
@@ -167,7 +170,7 @@ impl Download<'_> {
     }
 
     /// An answer that begins where `partial` ends.
-    fn open(&self, url: &str, partial: &mut Partial<'_>) -> Result<Answer, Trouble> {
+    fn open(&self, url: &Address, partial: &mut Partial<'_>) -> Result<Answer, Trouble> {
         if partial.have > 0 {
             let validator = partial.validator_for(url);
             let resume = Resume {
@@ -191,7 +194,7 @@ impl Download<'_> {
 
     fn receive(
         &self,
-        url: &str,
+        url: &Address,
         answer: Answer,
         partial: &mut Partial<'_>,
         last: bool,
@@ -284,7 +287,7 @@ impl Watch {
     }
 }
 
-/// What is there of a blob: the file and the hash of its bytes. Beside it a note says which URL they came from.
+/// What is there of a blob: the file and the hash of its bytes. Beside it a note says which place they came from, without its secrets.
 struct Partial<'a> {
     store: &'a Store,
     task: &'a Task,
@@ -294,7 +297,7 @@ struct Partial<'a> {
     file: File,
     hasher: Hasher,
     have: u64,
-    /// The URL that the bytes came from and its validator.
+    /// The place that the bytes came from, without its secrets, and its validator.
     origin: Option<(String, String)>,
     /// The bytes are not all from one URL's one version, as far as we know.
     mixed: bool,
@@ -304,13 +307,7 @@ impl<'a> Partial<'a> {
     fn open(store: &'a Store, digest: &Digest, size: u64, task: &'a Task) -> anyhow::Result<Self> {
         let path = store.partial(digest)?;
         let io_error = |error: io::Error| store.unwritable(&path, &error);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(io_error)?;
+        let mut file = obstacle::open_file(&path, OFlags::RDWR | OFlags::CREATE).map_err(io_error)?;
         let mut hasher = Hasher::new();
         let mut have = file.metadata().map_err(io_error)?.len();
         if have > size {
@@ -338,17 +335,22 @@ impl<'a> Partial<'a> {
     }
 
     /// What makes sure that `url` continues the file that the bytes here came from.
-    fn validator_for(&self, url: &str) -> Option<String> {
+    fn validator_for(&self, url: &Address) -> Option<String> {
         let (origin, validator) = self.origin.as_ref()?;
-        (origin == url && !validator.is_empty()).then(|| validator.clone())
+        (*origin == url.place() && !validator.is_empty()).then(|| validator.clone())
     }
 
     /// The first bytes are about to come from `url`.
-    fn begin(&mut self, url: &str, validator: Option<String>) -> Result<(), Trouble> {
+    fn begin(&mut self, url: &Address, validator: Option<String>) -> Result<(), Trouble> {
         let validator = validator.unwrap_or_default();
         let note = note_path(&self.path);
-        fs::write(&note, format!("{url}\n{validator}\n")).map_err(|error| self.local(&error))?;
-        self.origin = Some((url.to_owned(), validator));
+        let place = url.place();
+        // The note lies beside the file and may be a killed run's: nothing is followed here either.
+        let access = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+        obstacle::open_file(&note, access)
+            .and_then(|mut file| file.write_all(format!("{place}\n{validator}\n").as_bytes()))
+            .map_err(|error| self.local(&error))?;
+        self.origin = Some((place, validator));
         self.mixed = false;
         Ok(())
     }

@@ -36,18 +36,20 @@ pub(super) fn host(url: &str) -> &str {
     authority.split(':').next().unwrap_or(authority)
 }
 
-/// The URL for messages: no password in logs.
+/// The URL for messages: no user name with a password, and nothing of a query, which may hold a token.
 pub(super) fn shown(url: &str) -> String {
-    let (Some(scheme), authority) = (scheme(url), authority(url)) else {
-        return url.to_owned();
+    let (scheme, rest) = url
+        .split_once("://")
+        .map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let separator = &url[scheme.len()..url.len() - rest.len()];
+    let (written, behind) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let authority = match written.rsplit_once('@') {
+        Some((_, host)) => format!("****@{host}"),
+        None => written.to_owned(),
     };
-    let rest = &url[scheme.len() + 3..];
-    match rest.split(['/', '?', '#']).next() {
-        Some(written) if written != authority => {
-            format!("{scheme}://***@{authority}{}", &rest[written.len()..])
-        }
-        _ => url.to_owned(),
-    }
+    let (path, secret) = behind.split_at(behind.find(['?', '#']).unwrap_or(behind.len()));
+    let query = if secret.starts_with('?') { "?****" } else { "" };
+    format!("{scheme}{separator}{authority}{path}{query}")
 }
 
 /// `Basic ...` for the user name and password in the URL (RFC 7617).
@@ -153,7 +155,7 @@ mod tests {
     fn messages_hold_no_password() {
         assert_eq!(
             shown("https://user:secret@example.com/a@b"),
-            "https://***@example.com/a@b"
+            "https://****@example.com/a@b"
         );
         assert_eq!(shown("https://example.com/a@b"), "https://example.com/a@b");
     }

@@ -76,7 +76,7 @@ pub(crate) fn request(content: &[u8], urls: &[String]) -> Request {
     let (digest, size) = (Digest::of(content), content.len() as u64);
     Request {
         name: "hello 1.0".to_owned(),
-        urls: urls.to_vec(),
+        urls: urls.iter().map(|url| url.as_str().into()).collect(),
         digest,
         size,
     }

@@ -1,14 +1,46 @@
 //! Redirects, proxies, credentials and small documents.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use kimage_builder::download::{Policy, Proxies, document_with};
+use kimage_builder::download::{Address, Network, Policy, Proxies, document_with, fetch_with};
 use kimage_builder::failure::{ExitCode, exit_code};
-use kimage_builder::progress::Progress;
+use kimage_builder::progress::{Progress, Verbosity};
 
 use super::fixture::{Bench, content, policy, request};
 use super::server::{Server, reply, serve, serve_cut};
+
+/// All that a progress says.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl Told {
+    fn progress(&self) -> Progress {
+        Progress::lines(
+            Box::new(self.clone()),
+            Duration::from_millis(1),
+            Verbosity::Verbose,
+        )
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 #[test]
 fn redirects_are_followed_but_not_for_ever_and_not_to_files() {
@@ -101,6 +133,63 @@ fn credentials_in_a_url_reach_the_server_and_no_message() {
 }
 
 #[test]
+fn credentials_in_a_url_are_written_nowhere_also_when_the_download_is_cut() {
+    let blob = content(200_000, 11);
+    let served = blob.clone();
+    let server = Server::start(move |request, stream| serve_cut(request, stream, &served, "\"x\"", 150_000));
+    let url = format!("http://me:pass%77ord@{}/x?token=t0psecret", server.address);
+    let bench = Bench::new();
+    let told = Told::default();
+    let policy = Policy {
+        rounds: 1,
+        ..policy()
+    };
+    let wanted = request(&blob, &[url]);
+    let shown = format!("{wanted:?}");
+    let error = fetch_with(
+        &[wanted.clone()],
+        &bench.store,
+        Network::Online,
+        &told.progress(),
+        &policy,
+    )
+    .unwrap_err();
+    assert_eq!(bench.partial_files(), [150_000]);
+    let mut places = vec![
+        ("error", format!("{error:#}")),
+        ("progress", told.text()),
+        ("debug", shown),
+    ];
+    let mut folders = vec![bench.store.root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                places.push((
+                    "file",
+                    String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned(),
+                ));
+            }
+        }
+    }
+    for (what, text) in &places {
+        for secret in ["pass%77ord", "password", "bWU6cGFzc3dvcmQ", "t0psecret"] {
+            assert!(!text.contains(secret), "{what}: {text}");
+        }
+    }
+    assert!(
+        places.iter().any(|(_, text)| text.contains("****@127.0.0.1")),
+        "{places:?}"
+    );
+    // What was noted is enough to go on with the same file.
+    drop(bench.fetch(&[wanted], &policy));
+    assert_eq!(server.seen().last().unwrap().header("if-range"), Some("\"x\""));
+    assert!(bench.holds(&blob));
+}
+
+#[test]
 fn a_document_comes_from_the_first_url_that_has_it() {
     let absent = Server::start(|_, stream| reply(stream, "404 Not Found", "", b""));
     let text = content(5000, 31);
@@ -114,7 +203,7 @@ fn a_document_comes_from_the_first_url_that_has_it() {
         };
         serve_cut(request, stream, &served, "\"x\"", limit);
     });
-    let urls = [absent.url("/InRelease"), flaky.url("/InRelease")];
+    let urls = [absent.url("/InRelease"), flaky.url("/InRelease")].map(Address::from);
     assert_eq!(
         document_with(&urls, 5000, &Progress::silent(), &policy()).unwrap(),
         text
@@ -133,7 +222,13 @@ fn a_document_without_end_is_cut_off() {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
         while stream.write_all(&[7; 4096]).is_ok() {}
     });
-    let error = document_with(&[endless.url("/x")], 100_000, &Progress::silent(), &policy()).unwrap_err();
+    let error = document_with(
+        &[endless.url("/x").into()],
+        100_000,
+        &Progress::silent(),
+        &policy(),
+    )
+    .unwrap_err();
     assert!(
         format!("{error:#}").contains("longer than 100000 bytes"),
         "{error:#}"
