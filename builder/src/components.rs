@@ -9,6 +9,7 @@ mod go_toolchain;
 mod licence;
 mod module_hash;
 mod overlay;
+mod record;
 mod registry;
 mod release;
 mod watch;
@@ -27,6 +28,8 @@ use crate::lock::{Lock, LockedToolchain};
 use crate::progress::Progress;
 use crate::store::Store;
 use cargo::Compiler;
+
+pub use record::check_artifact;
 
 /// Changes when the same definition gives other bytes than before.
 const RECIPE: u32 = 1;
@@ -245,9 +248,9 @@ fn build_one(component: &Component, bench: &Bench<'_>) -> Result<BuiltComponent>
             Source::Registry(source) => registry::pull(source, bench, folder)?,
             Source::Cargo(source) => cargo::build(component, source, bench, folder)?,
         };
-        write_record(&assemble(component, products, folder)?, folder)
+        record::write(&assemble(component, products, folder)?, folder)
     })?;
-    let built = read_record(&folder)?;
+    let built = record::read(&folder)?;
     if let Some(compiler) = &built.compiler {
         let pinned = Compiler::pinned(bench.toolchain("rust")?).to_string();
         if *compiler != pinned {
@@ -376,35 +379,4 @@ fn make_image(image: &Image, component: &Component, files: &[InstalledFile]) -> 
         files: content.collect(),
         layers: Vec::new(),
     }
-}
-
-fn write_record(built: &BuiltComponent, folder: &Path) -> Result<()> {
-    let file = folder.join(RECORD);
-    let json = serde_json::to_vec_pretty(built).context("write a component's record")?;
-    std::fs::write(&file, json).with_context(|| format!("write {}", file.display()))
-}
-
-fn read_record(folder: &Path) -> Result<BuiltComponent> {
-    let file = folder.join(RECORD);
-    let json = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    let mut built: BuiltComponent =
-        serde_json::from_slice(&json).with_context(|| format!("read {}", file.display()))?;
-    let images = built.images.iter_mut();
-    let in_images = images.flat_map(|image| {
-        image
-            .files
-            .iter_mut()
-            .map(|f| &mut f.source)
-            .chain(&mut image.layers)
-    });
-    for source in built
-        .files
-        .iter_mut()
-        .map(|file| &mut file.source)
-        .chain(in_images)
-    {
-        // An absolute path (a blob of the store) stays as it is.
-        *source = folder.join(&*source);
-    }
-    Ok(built)
 }

@@ -99,6 +99,129 @@ fn a_vendor_file_is_imported_and_a_damaged_one_is_exit_code_5() {
     assert_eq!(import(&file).status.code(), Some(5));
 }
 
+/// A vendor file with one artifact: these files, and links with their targets.
+fn forged(kind: &str, files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
+    let key = Digest::of(b"some component's key");
+    let mut items: Vec<serde_json::Value> = Vec::new();
+    for (path, content) in files {
+        let (digest, size) = (Digest::of(content).to_string(), content.len());
+        items.push(serde_json::json!({
+            "path": path, "type": "file", "digest": digest, "size": size, "executable": true
+        }));
+    }
+    for (path, target) in links {
+        items.push(serde_json::json!({ "path": path, "type": "link", "target": target }));
+    }
+    let artifact = serde_json::json!({ "kind": kind, "key": key.to_string(), "items": items });
+    let index = serde_json::json!({ "schema": 1, "blobs": [], "artifacts": [artifact] });
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, content).unwrap();
+    };
+    add("kimage-vendor.json", &serde_json::to_vec(&index).unwrap());
+    for (path, content) in files {
+        add(&format!("artifacts/{kind}/{key}/{path}"), content);
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_vendor_file_that_would_put_a_file_of_the_host_into_images_is_refused_with_exit_code_5() {
+    let record = |source: &str, digest: Digest| {
+        let record = serde_json::json!({
+            "name": "tool", "version": "v1", "licence": "MIT", "links": [], "images": [], "go_modules": [],
+            "files": [{ "path": "/usr/bin/tool", "mode": 0o755, "source": source, "size": 4, "digest": digest.to_string() }],
+        });
+        serde_json::to_vec(&record).unwrap()
+    };
+    let tool = Digest::of(b"tool");
+    let good = record("0", tool);
+    let folder = tempfile::tempdir().unwrap();
+    let import = |bytes: &[u8], number: usize| {
+        let (file, store) = (
+            folder.path().join("forged.tar"),
+            folder.path().join(format!("store-{number}")),
+        );
+        std::fs::write(&file, bytes).unwrap();
+        kimage(&[
+            "vendor",
+            "--import",
+            file.to_str().unwrap(),
+            "--store",
+            store.to_str().unwrap(),
+        ])
+    };
+    let output = import(
+        &forged("component", &[("0", b"tool"), ("component.json", &good)], &[]),
+        0,
+    );
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let attacks: [(&str, Vec<u8>); 6] = [
+        (
+            "/etc/hostname",
+            forged(
+                "component",
+                &[("component.json", &record("/etc/hostname", tool))],
+                &[],
+            ),
+        ),
+        (
+            "../x",
+            forged("component", &[("component.json", &record("../x", tool))], &[]),
+        ),
+        (
+            "link",
+            forged(
+                "component",
+                &[("component.json", &record("0", tool))],
+                &[("0", "/etc/hostname")],
+            ),
+        ),
+        (
+            "link",
+            forged(
+                "component",
+                &[("0", b"tool"), ("component.json", &good)],
+                &[("unused", "x")],
+            ),
+        ),
+        (
+            "/usr/bin/tool",
+            forged("component", &[("0", b"evil"), ("component.json", &good)], &[]),
+        ),
+        (
+            "packages",
+            forged("packages", &[("0", b"a whole root file system")], &[]),
+        ),
+    ];
+    for (number, (word, bytes)) in (1..).zip(attacks) {
+        let output = import(&bytes, number);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(5), "{word}: {text}");
+        assert!(text.contains(word), "{word}: {text}");
+        let kept = folder.path().join(format!("store-{number}/artifacts"));
+        let kept = walk(&kept).into_iter().filter(|path| path.is_file()).count();
+        assert_eq!(kept, 0, "{word}");
+    }
+}
+
+fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        found.extend(walk(&entry.path()));
+        found.push(entry.path());
+    }
+    found
+}
+
 /// A release folder as far as `kimage run` looks into it before it boots.
 fn release() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

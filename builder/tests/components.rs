@@ -261,7 +261,13 @@ fn a_vendored_component_needs_neither_a_network_nor_a_compiler() {
     let error = bench.build_with("hello", &other, &offline).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch, "{error:#}");
     fs::remove_dir_all(bench.path("other/caches")).unwrap();
-    vendor::import(&file, &other, &Progress::silent()).unwrap();
+    vendor::import(
+        &file,
+        &other,
+        &kimage_builder::components::check_artifact,
+        &Progress::silent(),
+    )
+    .unwrap();
     let imported = bench.build_with("hello", &other, &offline).unwrap();
     assert_eq!(run(&imported), run(&built));
     assert!(imported.files[0].source.starts_with(other.root()), "{imported:?}");

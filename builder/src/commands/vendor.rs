@@ -13,7 +13,12 @@ use crate::{inputs, lock};
 
 pub(super) fn run(arguments: &Vendor, context: &Context) -> Result<()> {
     if arguments.import {
-        let summary = import(&arguments.file, &context.store()?, &context.progress)?;
+        let summary = import(
+            &arguments.file,
+            &context.store()?,
+            &components::check_artifact,
+            &context.progress,
+        )?;
         return tell("imported", arguments, &summary, context);
     }
     let summary = export(arguments, context)?;

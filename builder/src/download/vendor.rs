@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Equal content gives an equal file. A blob proves itself: its name is its digest. An artifact is named by the key of
-//! what made it, so its files are checked against the digests in the index: that finds damage, not forgery. Import a
-//! file with artifacts only from somebody you trust, or check the whole file's digest, which `write` returns.
+//! what made it, so its files are checked against the digests in the index, which finds damage and not forgery, and
+//! the caller judges what they are. There are no links.
 
 mod import;
 mod index;
@@ -28,7 +28,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::progress::{Progress, Task};
 use crate::store::Store;
 
-pub use import::import;
+pub use import::{Judge, import};
 use index::{Artifact, Blob, Index, Item, Kind};
 
 /// What was written or imported.
@@ -147,13 +147,7 @@ fn describe(folder: &Path) -> Result<Vec<Item>> {
                 open.push(path.clone());
                 Kind::Directory
             } else if metadata.is_symlink() {
-                let target = fs::read_link(entry.path())?;
-                let target = target
-                    .to_str()
-                    .with_context(|| format!("link `{shown}` is not UTF-8"))?;
-                Kind::Link {
-                    target: target.to_owned(),
-                }
+                bail!(index::link(&shown));
             } else if metadata.is_file() {
                 let (digest, size) = Digest::of_file(&entry.path())?;
                 let executable =

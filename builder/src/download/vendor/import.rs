@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,9 +14,12 @@ use crate::failure::{ExitCode, Failure};
 use crate::progress::Progress;
 use crate::store::Store;
 
-/// Takes all that the vendor file `file` holds into `store`, checking every digest. What came in before an error was
-/// checked and stays.
-pub fn import(file: &Path, store: &Store, progress: &Progress) -> Result<Summary> {
+/// What judges an artifact before the store has it: by its kind, and the folder that holds its files now.
+pub type Judge<'a> = &'a dyn Fn(&str, &Path) -> Result<()>;
+
+/// Takes all that the vendor file `file` holds into `store`, checking every digest; what `judge` refuses stays out.
+/// What came in before an error was checked and stays.
+pub fn import(file: &Path, store: &Store, judge: Judge<'_>, progress: &Progress) -> Result<Summary> {
     let place = || format!("import `{}`", file.display());
     let opened = File::open(file).with_context(place)?;
     let size = opened.metadata().with_context(place)?.len();
@@ -26,7 +29,7 @@ pub fn import(file: &Path, store: &Store, progress: &Progress) -> Result<Summary
         hasher: Hasher::new(),
         task: &task,
     };
-    let index = read_archive(&mut tar::Archive::new(&mut checked), store).with_context(place)?;
+    let index = read_archive(&mut tar::Archive::new(&mut checked), store, judge).with_context(place)?;
     // The padding behind the last entry belongs to the file's digest.
     io::copy(&mut checked, &mut io::sink()).with_context(place)?;
     let (digest, size) = checked.hasher.finish_with_length();
@@ -41,7 +44,7 @@ pub fn import(file: &Path, store: &Store, progress: &Progress) -> Result<Summary
     })
 }
 
-fn read_archive(archive: &mut tar::Archive<impl Read>, store: &Store) -> Result<Index> {
+fn read_archive(archive: &mut tar::Archive<impl Read>, store: &Store, judge: Judge<'_>) -> Result<Index> {
     let mut files = Files {
         entries: archive.entries()?,
         store,
@@ -56,13 +59,18 @@ fn read_archive(archive: &mut tar::Archive<impl Read>, store: &Store) -> Result<
         store.adopt(&path, &blob.digest)?;
     }
     for artifact in &index.artifacts {
-        unpack(artifact, &mut files, store)
+        unpack(artifact, &mut files, store, judge)
             .with_context(|| format!("artifact {} {}", artifact.kind, artifact.key.short()))?;
     }
     Ok(index)
 }
 
-fn unpack(artifact: &Artifact, files: &mut Files<'_, impl Read>, store: &Store) -> Result<()> {
+fn unpack(
+    artifact: &Artifact,
+    files: &mut Files<'_, impl Read>,
+    store: &Store,
+    judge: Judge<'_>,
+) -> Result<()> {
     let mut unpacked = false;
     store.artifact_or_build(&artifact.kind, &artifact.key, |folder| {
         unpacked = true;
@@ -70,9 +78,8 @@ fn unpack(artifact: &Artifact, files: &mut Files<'_, impl Read>, store: &Store) 
             let path = folder.join(&item.path);
             match &item.kind {
                 Kind::Directory => fs::create_dir(&path).map_err(|error| store.unwritable(&path, &error))?,
-                Kind::Link { target } => {
-                    symlink(target, &path).map_err(|error| store.unwritable(&path, &error))?;
-                }
+                // `Index::parse` has refused it.
+                Kind::Link { .. } => bail!(index::link(&item.path)),
                 Kind::File {
                     digest,
                     size,
@@ -83,7 +90,7 @@ fn unpack(artifact: &Artifact, files: &mut Files<'_, impl Read>, store: &Store) 
                 }
             }
         }
-        Ok(())
+        judge(&artifact.kind, folder)
     })?;
     if !unpacked {
         for item in &artifact.items {

@@ -22,7 +22,7 @@ fn silent() -> Progress {
 }
 
 fn request(name: &str, content: &[u8]) -> Request {
-    let urls = vec!["http://nowhere.invalid/x".to_owned()];
+    let urls = vec!["http://nowhere.invalid/x".into()];
     Request {
         name: name.to_owned(),
         urls,
@@ -37,7 +37,6 @@ fn module_cache(folder: &Path) -> Result<()> {
     fs::write(module.join("go.mod"), "module x")?;
     fs::write(module.join("run"), "#!/bin/sh")?;
     fs::set_permissions(module.join("run"), fs::Permissions::from_mode(0o555))?;
-    symlink("run", module.join("link"))?;
     fs::create_dir(folder.join("empty"))?;
     fs::set_permissions(&module, fs::Permissions::from_mode(0o555))?;
     Ok(())
@@ -73,7 +72,7 @@ fn vendored() -> (Site, Vec<Request>, (String, Digest), PathBuf) {
 fn what_was_vendored_is_there_without_a_network() {
     let (_source, requests, (kind, key), file) = vendored();
     let target = site();
-    let summary = import(&file, &target.store, &silent()).unwrap();
+    let summary = import(&file, &target.store, &|_, _| Ok(()), &silent()).unwrap();
     assert_eq!((summary.blobs, summary.artifacts), (2, 1));
     assert_eq!((summary.digest, summary.size), Digest::of_file(&file).unwrap());
     fetch(&requests, &target.store, Network::Offline, &silent()).unwrap();
@@ -84,12 +83,31 @@ fn what_was_vendored_is_there_without_a_network() {
         .join("example.org/deep")
         .join("x".repeat(120));
     assert_eq!(fs::read(module.join("go.mod")).unwrap(), b"module x");
-    assert_eq!(fs::read_link(module.join("link")).unwrap(), Path::new("run"));
     assert_eq!(
         fs::metadata(module.join("run")).unwrap().permissions().mode() & 0o777,
         0o755
     );
-    import(&file, &target.store, &silent()).expect("a second import changes nothing");
+    import(&file, &target.store, &|_, _| Ok(()), &silent()).expect("a second import changes nothing");
+}
+
+#[test]
+fn what_the_judge_refuses_and_what_holds_a_link_stays_out() {
+    let (source, _, (kind, key), file) = vendored();
+    let target = site();
+    let judge = |found: &str, folder: &Path| {
+        assert_eq!(found, kind);
+        assert!(folder.join("example.org").is_dir(), "it is judged where it lies");
+        anyhow::bail!("forged")
+    };
+    let error = import(&file, &target.store, &judge, &silent()).unwrap_err();
+    assert!(format!("{error:#}").contains("forged"), "{error:#}");
+    assert_eq!(target.store.artifact(&kind, &key), None);
+
+    let other = Digest::of(b"linked");
+    let fill = |folder: &Path| Ok(symlink("/etc", folder.join("etc"))?);
+    source.store.artifact_or_build(&kind, &other, fill).unwrap();
+    let error = write(&[], &[(kind, other)], &source.store, &file, &silent()).unwrap_err();
+    assert!(format!("{error:#}").contains("`etc` is a link"), "{error:#}");
 }
 
 #[test]
@@ -142,7 +160,7 @@ fn damage_anywhere_is_found_or_harmless() {
         damaged[position(needle)] ^= 1;
         let path = target.folder.path().join("damaged.tar");
         fs::write(&path, &damaged).unwrap();
-        let error = import(&path, &target.store, &silent()).unwrap_err();
+        let error = import(&path, &target.store, &|_, _| Ok(()), &silent()).unwrap_err();
         assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
         assert_eq!(target.store.artifact("go-modules", &Digest::of(b"go.sum")), None);
     }
@@ -153,7 +171,7 @@ fn damage_anywhere_is_found_or_harmless() {
         damaged[offset] ^= 0x40;
         let path = target.folder.path().join("damaged.tar");
         fs::write(&path, &damaged).unwrap();
-        let _ = import(&path, &target.store, &silent());
+        let _ = import(&path, &target.store, &|_, _| Ok(()), &silent());
         for request in &requests {
             let blob = crate::store::Store::examine(&target.store, &request.digest).unwrap();
             assert!(
@@ -174,7 +192,10 @@ fn a_cut_file_is_an_error() {
         let target = site();
         let path = target.folder.path().join("cut.tar");
         fs::write(&path, &bytes[..length]).unwrap();
-        assert!(import(&path, &target.store, &silent()).is_err(), "{length}");
+        assert!(
+            import(&path, &target.store, &|_, _| Ok(()), &silent()).is_err(),
+            "{length}"
+        );
     }
 }
 
