@@ -192,6 +192,9 @@ pub struct Lock {
     /// Move to the newest versions
     #[arg(long)]
     pub update: bool,
+    /// With --update: believe an archive that is older than max-age-days, or than the lock
+    #[arg(long, requires = "update")]
+    pub allow_old: bool,
     /// Print the packages of the lock instead of changing it
     #[arg(long, conflicts_with = "update")]
     pub list: bool,
@@ -309,7 +312,8 @@ pub struct KeysNew {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The machine enforces Secure Boot with the keys of DIR/ovmf-vars.fd. Its disk is a copy of DIR/disk.raw, which stays as
-it is. The serial console is on this terminal: Ctrl-A X ends the machine, Ctrl-A C opens QEMU's monitor, Ctrl-A H lists
+it is. It has an address and no way out, not even to this host: no cluster's configuration is here that would need one.
+The serial console is on this terminal: Ctrl-A X ends the machine, Ctrl-A C opens QEMU's monitor, Ctrl-A H lists
 more. Without KVM the machine is emulated, some 20 times slower. `kimage doctor` says what is missing.
 
 Examples:

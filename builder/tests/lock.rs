@@ -316,6 +316,56 @@ fn an_archive_that_went_back_in_time_is_refused() {
         );
     }
     assert_eq!(std::fs::read(bench.lock_file()).unwrap(), before);
+    let told = ["lock", "--image", "base", "--update", "--allow-old"];
+    ended(&bench.kimage(&told), 0, &["signed on 2024-06-19"]);
+    assert_ne!(std::fs::read(bench.lock_file()).unwrap(), before);
+}
+
+#[test]
+fn an_archive_that_stands_still_is_refused_at_the_first_lock_when_the_definition_limits_its_age() {
+    let mut bench = Bench::timeless();
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        0,
+        &[
+            "suite stable was signed on 2024-06-20, ",
+            " days ago (neither archive nor definition says",
+        ],
+    );
+    std::fs::remove_file(bench.lock_file()).unwrap();
+    bench.suite_options = "max-age-days = 30\n";
+    bench.write_definition();
+    for arguments in [
+        &["lock", "--image", "base"][..],
+        &["lock", "--image", "base", "--update"],
+    ] {
+        ended(
+            &bench.kimage(arguments),
+            5,
+            &[
+                "suite stable was signed on 2024-06-20, ",
+                "(30 are allowed)",
+                "hint: ",
+                "--mirror",
+                "--allow-old",
+            ],
+        );
+        assert!(!bench.lock_file().exists());
+    }
+    bench.suite_options = "max-age-days = 9999\n";
+    bench.write_definition();
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        0,
+        &["(9999 are allowed)"],
+    );
+    bench.suite_options = "max-age-days = 0\n";
+    bench.write_definition();
+    ended(
+        &bench.kimage(&["lock", "--image", "base"]),
+        2,
+        &["max-age-days must be 1 or more"],
+    );
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub struct Release {
     pub codename: Option<String>,
     /// When the archive signed it.
     pub date: Timestamp,
+    /// Until when it holds, where the archive says it.
+    pub valid_until: Option<Timestamp>,
     /// Index files may be fetched by digest.
     pub by_hash: bool,
     /// Path below the suite -> size and digest.
@@ -97,7 +99,7 @@ pub fn read(bytes: &[u8], keyring: &Keyring, what: &str, now: Timestamp) -> Resu
         )
     })?;
     let release = parse(&text, signer).with_context(|| format!("{what}: malformed"))?;
-    check_dates(release, &text, what, now)
+    check_dates(release, what, now)
 }
 
 fn verified_text(bytes: &[u8], keyring: &Keyring, now: Timestamp) -> Result<(String, String)> {
@@ -196,6 +198,9 @@ fn parse(text: &str, signer: String) -> Result<Release> {
         suite: field("Suite"),
         codename: field("Codename"),
         date: timestamp(&date)?,
+        valid_until: field("Valid-Until")
+            .map(|until| timestamp(&until).context("Valid-Until"))
+            .transpose()?,
         by_hash: field("Acquire-By-Hash").as_deref() == Some("yes"),
         indexes: indexes(text)?,
         signer,
@@ -235,16 +240,11 @@ fn timestamp(date: &str) -> Result<Timestamp> {
         .with_context(|| format!("date `{date}`"))
 }
 
-fn check_dates(release: Release, text: &str, what: &str, now: Timestamp) -> Result<Release> {
-    let until = text.lines().find_map(|line| line.strip_prefix("Valid-Until:"));
-    if let Some(until) = until {
-        let until = timestamp(until.trim()).with_context(|| format!("{what}: Valid-Until"))?;
-        if until < now {
-            let message = format!("{what}: expired on {until}");
-            let hint =
-                "the mirror is behind: choose another one with --mirror; or this machine's clock is wrong";
-            return Err(Failure::new(ExitCode::Mismatch, message).hint(hint).into());
-        }
+fn check_dates(release: Release, what: &str, now: Timestamp) -> Result<Release> {
+    if let Some(until) = release.valid_until.filter(|until| *until < now) {
+        let message = format!("{what}: expired on {until}");
+        let hint = "the mirror is behind: choose another one with --mirror; or this machine's clock is wrong";
+        return Err(Failure::new(ExitCode::Mismatch, message).hint(hint).into());
     }
     // A day of tolerance for clocks that are a little off, as apt has (Acquire::Max-FutureTime is 10 s; machines
     // that build images in the cloud wake up with worse).
@@ -267,6 +267,7 @@ mod tests {
             suite: Some(suite.to_owned()),
             codename: Some(codename.to_owned()),
             date: Timestamp::UNIX_EPOCH,
+            valid_until: None,
             by_hash: false,
             indexes: BTreeMap::new(),
             signer: String::new(),

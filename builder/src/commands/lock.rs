@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, print, print_json};
-use crate::archive::suites;
+use crate::archive::{age, suites};
 use crate::cli::Lock as Arguments;
 use crate::definition;
 use crate::lock::{self, Lock, Pins, changes};
@@ -19,14 +19,23 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
     let store = context.store()?;
     let old = lock::load(&definition.image)
         .or_else(|error| if arguments.update { Ok(None) } else { Err(error) })?;
+    let now = Timestamp::now();
     let snapshot = suites::fetch(
         &definition.image,
         &context.global.mirror,
         &store,
-        Timestamp::now(),
+        now,
         &context.progress,
     )?;
+    let ages = age::ages(&definition.image, &snapshot, now);
+    for age in &ages {
+        context.progress.line(&age.to_string());
+    }
+    if !arguments.allow_old {
+        age::refuse_frozen(&ages)?;
+    }
     let pins = match &old {
+        _ if arguments.allow_old => Pins::Newest(None),
         Some(old) if !arguments.update => Pins::Keep(old),
         old => Pins::Newest(old.as_ref()),
     };

@@ -102,6 +102,11 @@ pub struct Suite {
     /// Path as in [`Archive::path`], when it differs (`debian-security`).
     #[serde(default, deserialize_with = "field::option::<_, field::ArchiveWord>")]
     pub path: Option<String>,
+    /// Days after its signature in which `kimage lock` believes the suite; for ever where absent. Set it for pockets
+    /// that are signed again and again (`-updates`, `-security`): a mirror that stands still must not pass for one
+    /// that has no news.
+    #[serde(default)]
+    pub max_age_days: Option<u32>,
 }
 
 /// Packages to install and what to leave out of them.
@@ -267,6 +272,10 @@ fn check(file: &TomlFile, folder: &Path, manifest: &ImageManifest) -> Result<()>
             return Err(file
                 .refuse_at(&suite.name, format!("suite `{}` has no components", suite.name))
                 .into());
+        }
+        if suite.max_age_days == Some(0) {
+            let message = format!("suite `{}`: max-age-days must be 1 or more", suite.name);
+            return Err(file.refuse_at("max-age-days", message).into());
         }
         if archive.suites[..place]
             .iter()

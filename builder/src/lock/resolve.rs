@@ -189,7 +189,8 @@ fn refuse_older(snapshot: &Snapshot, previous: &Lock) -> Result<()> {
         if state.release.date < date {
             let now = state.release.date;
             let message = format!("suite {name} is dated {now}, older than the lock's {date}");
-            let hint = "the mirror is behind: choose another one with --mirror URL";
+            let hint = "the mirror is behind: choose another one with --mirror URL; to go back all the same, run \
+                        `kimage lock --update --allow-old`";
             return Err(Failure::new(ExitCode::Mismatch, message).hint(hint).into());
         }
     }

@@ -35,6 +35,8 @@ pub(crate) struct Bench {
     pub(crate) by_hash: bool,
     /// The base's `install`.
     pub(crate) install: Vec<&'static str>,
+    /// More of the suite.
+    pub(crate) suite_options: &'static str,
     /// More of `image.toml`.
     pub(crate) extra: String,
 }
@@ -93,6 +95,7 @@ impl Bench {
             ),
             by_hash: false,
             install: vec!["tool"],
+            suite_options: "",
             extra: String::new(),
         };
         bench.write_definition();
@@ -136,10 +139,10 @@ impl Bench {
         let (fingerprint, install) = (self.certificate.fingerprint().to_hex(), &self.install);
         let image = format!(
             "schema = 1\ntitle = \"Test\"\n[archive]\narchitecture = \"amd64\"\npath = \"test\"\nkeys = [\"key.asc\"]\n\
-             fingerprints = [\"{fingerprint}\"]\n[[archive.suites]]\nname = \"stable\"\ncomponents = [\"main\"]\n\
+             fingerprints = [\"{fingerprint}\"]\n[[archive.suites]]\nname = \"stable\"\ncomponents = [\"main\"]\n{}\
              [packages]\ninstall = {install:?}\n{}\n[kernel]\ncommand-line = []\nstage0-always = []\n\
              stage0-hardware = []\n",
-            self.extra
+            self.suite_options, self.extra
         );
         let base = self.root().join("images/base");
         self.write(&base.join("image.toml"), image.as_bytes());
