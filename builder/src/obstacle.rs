@@ -122,8 +122,11 @@ pub(crate) mod testing {
 
     use super::*;
 
-    /// What may stand in the way: what an error calls it, and what makes it at a path, given a place elsewhere.
-    pub(crate) const OBSTACLES: [(&str, fn(&Path, &Path)); 5] = [
+    /// Makes something at a path, given a place elsewhere.
+    type Make = fn(&Path, &Path);
+
+    /// What may stand in the way: what an error calls it, and what makes it.
+    pub(crate) const OBSTACLES: [(&str, Make); 5] = [
         ("a symbolic link", |path, elsewhere| {
             symlink(elsewhere, path).unwrap()
         }),

@@ -286,7 +286,7 @@ mod tests {
             partitions,
         };
         let size = 10 << 20;
-        assert_eq!(gpt(vec![]).gaps(size), [PRIMARY..size - BACKUP]);
+        assert_eq!(gpt(vec![]).gaps(size), vec![PRIMARY..size - BACKUP; 1]);
         // Out of order, and one within another.
         let found = gpt(vec![
             partition(4 << 20, 2 << 20),

@@ -152,7 +152,7 @@ fn credentials_in_a_url_are_written_nowhere_also_when_the_download_is_cut() {
     let wanted = request(&blob, &[url]);
     let shown = format!("{wanted:?}");
     let error = fetch_with(
-        &[wanted.clone()],
+        std::slice::from_ref(&wanted),
         &bench.store,
         Network::Online,
         &told.progress(),

@@ -476,7 +476,8 @@ fn a_disk_that_nobody_signed_is_refused_beside_those_that_somebody_did() {
 
 #[test]
 fn signed_bytes_that_belong_to_no_partition_are_refused() {
-    let places: [(&str, fn(&File)); 4] = [
+    type Change = fn(&File);
+    let places: [(&str, Change); 4] = [
         // Behind the first table, before the second, behind root filesystem and hash tree.
         ("partition gaps", |disk| {
             disk.write_all_at(b"x", 34 * 512).unwrap()

@@ -221,10 +221,10 @@ proptest! {
     ) {
         let (raw, good) = &*FILES;
         // Header and tables more often than the data between them.
-        let l1 = number(&good, 40) as usize;
-        let l2 = (number(&good, l1) & OFFSET) as usize;
-        let refcounts = number(&good, 48) as usize;
-        let block = number(&good, refcounts) as usize;
+        let l1 = number(good, 40) as usize;
+        let l2 = (number(good, l1) & OFFSET) as usize;
+        let refcounts = number(good, 48) as usize;
+        let block = number(good, refcounts) as usize;
         let places: Vec<usize> = [0..112, l1..l1 + 8, l2..l2 + 88, refcounts..refcounts + 8, block..block + 30, 0..good.len()]
             .into_iter()
             .flatten()
