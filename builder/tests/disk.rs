@@ -261,7 +261,13 @@ fn our_reader_agrees_with_qemu_img_about_what_qemu_img_wrote() {
     let out = sample.path("theirs.qcow2");
     // Not "512": there qemu-img outgrows its first table of refcounts and leaves the bytes where they were, and bytes that
     // nobody owns are refused.
-    for (compress, cluster) in [(false, "64k"), (true, "64k")] {
+    for (compress, cluster) in [
+        (false, "64k"),
+        (true, "64k"),
+        (false, "4k"),
+        (true, "4k"),
+        (true, "2M"),
+    ] {
         let mut convert = tool("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2", "-o"]);
         convert = convert.args([format!("cluster_size={cluster}")]);
         if compress {

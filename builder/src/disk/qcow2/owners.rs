@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::header::Header;
 use crate::disk::sparse;
@@ -86,12 +86,12 @@ impl<'a> Owners<'a> {
         for (number, place) in (0u64..).zip(blocks) {
             let first = number * per_block;
             if place == 0 {
-                block.fill(0);
-            } else {
-                self.file
-                    .read_exact_at(&mut block, place)
-                    .with_context(|| format!("read the refcount block at byte {place}"))?;
+                self.nothing_from(first, per_block)?;
+                continue;
             }
+            self.file
+                .read_exact_at(&mut block, place)
+                .with_context(|| format!("read the refcount block at byte {place}"))?;
             for (cluster, stated) in (first..).zip(block.chunks_exact(2)) {
                 let stated = u16::from_be_bytes([stated[0], stated[1]]);
                 let found = usize::try_from(cluster)
@@ -106,6 +106,21 @@ impl<'a> Owners<'a> {
             }
         }
         self.unowned()
+    }
+
+    /// Nobody owns the `count` clusters from `first` on, as a block says that isn't there. A table may name far more of
+    /// those than the file has clusters, so nothing is done for each cluster that isn't there either.
+    fn nothing_from(&self, first: u64, count: u64) -> Result<()> {
+        let there = self.counts.len() as u64;
+        let mut range = first.min(there) as usize..first.saturating_add(count).min(there) as usize;
+        let owned = range.find(|cluster| self.counts[*cluster] != 0);
+        match owned {
+            None => Ok(()),
+            Some(cluster) => bail!(
+                "cluster {cluster} of the file has {} owners, its refcount is 0",
+                self.counts[cluster]
+            ),
+        }
     }
 
     /// Places of the refcount blocks, as many as the file's clusters and the table ask for; 0 where there is none.
