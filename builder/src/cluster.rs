@@ -20,7 +20,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_roles::certificate::{Authority, new_key, public_key_pem};
 use kimage_roles::inventory;
-use kimage_roles::node_config::{BootstrapToken, Cluster, EtcdLayout, KeyPair, Network, Timing};
+use kimage_roles::node_config::{
+    BootstrapToken, Certificates, Cluster, EtcdLayout, KeyPair, Network, Timing,
+};
 use kimage_roles::secret::Secret;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,9 @@ pub struct Description {
     /// Knobs for slow machines.
     #[serde(default)]
     pub timing: Timing,
+    /// Certificates that the cluster issues.
+    #[serde(default, skip_serializing_if = "Certificates::is_default")]
+    pub certificates: Certificates,
 }
 
 /// `[etcd]` of `cluster.toml`; how its members find each other is said with each document.

@@ -11,7 +11,7 @@ use std::process::Output;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_builder::tool::Tool;
-use kimage_roles::certificate::{Authority, check_pair, public_key_hash, validity_of};
+use kimage_roles::certificate::{Authority, Validity, check_pair, public_key_hash, validity_of};
 use kimage_roles::node_config::{EtcdLayout, Formation, Inventory, KeyPair, NodeConfig, RecordStore};
 use kimage_roles::secret::Secret;
 
@@ -502,7 +502,7 @@ fn a_kubeconfig_holds_a_client_certificate_of_the_chosen_life() {
         "https://lb.example.com:6443"
     );
     assert_eq!(value["current-context"], "kubernetes-admin@prod");
-    let (from, until) = validity_of(&certificate).unwrap();
+    let Validity { from, until } = validity_of(&certificate).unwrap();
     assert_eq!(until - from, 8 * 3600 + 300);
 
     let more = [
@@ -525,7 +525,7 @@ fn a_kubeconfig_holds_a_client_certificate_of_the_chosen_life() {
         value["clusters"][0]["cluster"]["server"],
         "https://127.0.0.1:7000"
     );
-    let (from, until) = validity_of(&certificate).unwrap();
+    let Validity { from, until } = validity_of(&certificate).unwrap();
     assert_eq!(until - from, 30 * 86_400 + 300);
     fs::write(folder.path().join("alice.crt"), certificate).unwrap();
     let openssl = |arguments: &[&str]| {

@@ -79,6 +79,10 @@ causes! {
     /// The API server doesn't become ready.
     ApiServerNotReady = "apiserver-not-ready", false,
         "see the journal of kube-apiserver.service on a control plane: etcd and certificates first";
+    /// The API server doesn't know this machine's own credential (401): it has expired, is damaged or is of another
+    /// authority. The machine joins anew with what its NodeConfig holds.
+    CredentialRefused = "credential-refused", false,
+        "the machine joins anew by itself; if it can't, give it a NodeConfig with a token and caCertHashes of today: `kimage cluster user-data --dir DIR --role worker`";
     /// The endpoint's name can't be resolved.
     DnsFailed = "dns-failed", false,
         "check the machine's DNS servers (DHCP) and the name in cluster.endpoint";

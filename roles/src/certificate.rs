@@ -17,18 +17,21 @@ mod key;
 mod kubeconfig;
 mod profile;
 mod request;
+mod validity;
 
 pub use authority::Authority;
 pub use key::{new_key, public_key_pem};
-pub use kubeconfig::{Credentials, Kubeconfig};
+pub use kubeconfig::{Credentials, Kubeconfig, certificate_in};
 pub use profile::Profile;
 pub use request::request;
+pub use validity::Validity;
 
 /// Life of an authority: 10 years (kubeadm's `caCertificateValidityPeriod`).
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(87_600 * 3600);
 /// Life of a leaf: 1 year (kubeadm's `certificateValidityPeriod`).
 pub const LEAF_LIFETIME: Duration = Duration::from_secs(8_760 * 3600);
-/// Certificates begin this long before they are made, for clocks that differ (kubeadm's `CertificateBackdate`).
+/// Certificates begin this long before they are made, for clocks that differ (kubeadm's `CertificateBackdate`); those that
+/// live shorter than 50 minutes a tenth of their life.
 pub const BACKDATE: Duration = Duration::from_secs(300);
 
 /// Why a certificate or key can't be made or read. Holds nothing secret.
@@ -96,19 +99,14 @@ pub fn is_current(pair: &KeyPair, profile: &Profile, authority: &Authority, now:
     let Ok(certificate) = parse(&der) else {
         return false;
     };
-    let Some(now) = seconds(now) else {
-        return false;
-    };
-    let (from, until) = validity(&certificate);
-    let fresh = from <= now && now < until && (until - now) > (until - from) / 3;
-    fresh
+    validity(&certificate).is_young(now)
         && profile.matches(&certificate)
         && authority.has_signed(&certificate)
         && key::belongs(&pair.key, &certificate)
 }
 
-/// When the first certificate of a PEM text begins and ends, in seconds since 1970.
-pub fn validity_of(certificate: &str) -> Result<(i64, i64), CertificateError> {
+/// When the first certificate of a PEM text begins and ends.
+pub fn validity_of(certificate: &str) -> Result<Validity, CertificateError> {
     let der = pem::decode("CERTIFICATE", certificate).map_err(CertificateError::new)?;
     Ok(validity(&parse(&der)?))
 }
@@ -143,6 +141,37 @@ pub fn check_pair(pair: &KeyPair) -> Result<(), CertificateError> {
     }
 }
 
+/// The pair in `text`, which holds a certificate and its key as kubelets keep them, if it serves the client that
+/// `profile` describes at `now`. One that begins later is no fault of the pair.
+pub fn check_kept(text: &str, profile: &Profile, now: SystemTime) -> Result<KeyPair, CertificateError> {
+    let blocks = pem::blocks(text).map_err(CertificateError::new)?;
+    let only = |wanted: bool| {
+        let chosen = blocks
+            .iter()
+            .filter(|block| (block.label == "CERTIFICATE") == wanted);
+        chosen
+            .map(|block| pem::encode(&block.label, &block.der))
+            .collect::<String>()
+    };
+    let pair = KeyPair {
+        certificate: only(true),
+        key: Secret::new(only(false)),
+    };
+    check_pair(&pair)?;
+    let der = pem::decode("CERTIFICATE", &pair.certificate).map_err(CertificateError::new)?;
+    let certificate = parse(&der)?;
+    if !profile.is_subject_of(&certificate) {
+        return Err(CertificateError::new(format!(
+            "the certificate is not `{}`'s",
+            profile.common_name()
+        )));
+    }
+    if validity(&certificate).is_over(now) {
+        return Err(CertificateError::new("the certificate has expired"));
+    }
+    Ok(pair)
+}
+
 /// Checks that `key` is a private key that services accept.
 pub fn check_key(key: &Secret) -> Result<(), CertificateError> {
     key::read(key).map(|_| ())
@@ -157,14 +186,12 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
     Ok(certificate)
 }
 
-fn validity(certificate: &X509Certificate<'_>) -> (i64, i64) {
+fn validity(certificate: &X509Certificate<'_>) -> Validity {
     let validity = certificate.validity();
-    (validity.not_before.timestamp(), validity.not_after.timestamp())
-}
-
-fn seconds(time: SystemTime) -> Option<i64> {
-    let passed = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    i64::try_from(passed.as_secs()).ok()
+    Validity {
+        from: validity.not_before.timestamp(),
+        until: validity.not_after.timestamp(),
+    }
 }
 
 fn set_validity(
@@ -183,7 +210,8 @@ fn set_validity(
         .filter(|until| until.as_secs() <= LAST)
         .ok_or_else(|| CertificateError::new("the lifetime ends after the year 9999"))?;
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    parameters.not_before = epoch + now.saturating_sub(BACKDATE);
+    let backdate = BACKDATE.min(Duration::from_secs(lifetime.as_secs() / 10));
+    parameters.not_before = epoch + now.saturating_sub(backdate);
     parameters.not_after = epoch + until;
     Ok(())
 }

@@ -57,6 +57,9 @@ pub struct NodeConfig {
     /// Knobs for slow machines and networks.
     #[serde(default)]
     pub timing: Timing,
+    /// Certificates that the cluster issues. The same on all machines of the cluster.
+    #[serde(default, skip_serializing_if = "Certificates::is_default")]
+    pub certificates: Certificates,
 }
 
 /// The three roles of an image.
@@ -386,6 +389,32 @@ impl Default for Timing {
             etcd_election_milliseconds: 1000,
             leader_lease_seconds: 15,
             node_grace_seconds: 50,
+        }
+    }
+}
+
+/// Certificates that the cluster issues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Certificates {
+    /// How long a certificate lives, in seconds: those that control planes and members of etcd issue to themselves, and
+    /// those that the controller manager signs for kubelets. Each is renewed before its end (kubeadm's
+    /// `certificateValidityPeriod`).
+    pub lifetime_seconds: u32,
+}
+
+impl Certificates {
+    /// Whether it says what it says by default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Certificates {
+    /// kubeadm's year.
+    fn default() -> Self {
+        Self {
+            lifetime_seconds: 31_536_000,
         }
     }
 }

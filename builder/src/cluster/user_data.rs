@@ -97,6 +97,7 @@ fn empty(description: &Description) -> NodeConfig {
         secrets: None,
         inventory: None,
         timing: description.timing.clone(),
+        certificates: description.certificates.clone(),
     }
 }
 

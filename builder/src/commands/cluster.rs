@@ -6,7 +6,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
 use kimage_roles::node_config::{
-    Cluster as ClusterSection, Credentials, Formation, Inventory, Network, NodeRole, RecordStore, Timing,
+    Certificates, Cluster as ClusterSection, Credentials, Formation, Inventory, Network, NodeRole,
+    RecordStore, Timing,
 };
 use kimage_roles::secret::Secret;
 
@@ -56,6 +57,7 @@ fn new(arguments: &ClusterNew, context: &Context) -> Result<()> {
             ..Network::default()
         },
         timing: Timing::default(),
+        certificates: Certificates::default(),
     };
     create(
         &arguments.directory,

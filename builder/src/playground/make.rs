@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use kimage_roles::node_config::{
-    Cidr, Cluster, Endpoint, EtcdLayout, Formation, Network, NodeRole, StaticMember, Timing,
+    Certificates, Cidr, Cluster, Endpoint, EtcdLayout, Formation, Network, NodeRole, StaticMember, Timing,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::json;
@@ -229,6 +229,7 @@ fn description(playground: &Playground) -> Result<Description> {
         },
         network: Network::default(),
         timing,
+        certificates: Certificates::default(),
     })
 }
 

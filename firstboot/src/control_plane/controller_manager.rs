@@ -1,6 +1,6 @@
 //! Arguments of kube-controller-manager.
 
-use kimage_roles::node_config::NodeConfig;
+use kimage_roles::node_config::{Certificates, NodeConfig};
 
 use super::{leader_election, tls};
 use crate::arguments::Arguments;
@@ -31,11 +31,41 @@ pub fn arguments(config: &NodeConfig) -> Arguments {
         .flag("service-cluster-ip-range", cluster.service_subnet.to_string())
         .flag("use-service-account-credentials", "true");
     let timing = &config.timing;
-    tls(leader_election(kubeadm, timing.leader_lease_seconds))
-        .flag(
-            "node-monitor-grace-period",
-            format!("{}s", timing.node_grace_seconds),
-        )
-        .flag("profiling", "false")
-        .flag("terminated-pod-gc-threshold", FINISHED_PODS)
+    tls(leader_election(
+        signing_duration(kubeadm, &config.certificates),
+        timing.leader_lease_seconds,
+    ))
+    .flag(
+        "node-monitor-grace-period",
+        format!("{}s", timing.node_grace_seconds),
+    )
+    .flag("profiling", "false")
+    .flag("terminated-pod-gc-threshold", FINISHED_PODS)
+}
+
+/// How long certificates of kubelets live; the controller manager's own default is ours.
+fn signing_duration(arguments: Arguments, certificates: &Certificates) -> Arguments {
+    if *certificates == Certificates::default() {
+        return arguments;
+    }
+    arguments.flag(
+        "cluster-signing-duration",
+        format!("{}s", certificates.lifetime_seconds),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::tests::control_plane;
+
+    #[test]
+    fn kubelets_get_certificates_of_the_length_that_is_asked_for_and_kubeadms_by_default() {
+        let mut config = control_plane();
+        let flag = "--cluster-signing-duration";
+        assert!(!arguments(&config).environment_file().contains(flag));
+        config.certificates.lifetime_seconds = 3600;
+        let file = arguments(&config).environment_file();
+        assert!(file.contains("--cluster-signing-duration=3600s"), "{file}");
+    }
 }

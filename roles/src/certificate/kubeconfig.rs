@@ -72,3 +72,43 @@ impl Kubeconfig<'_> {
         Secret::new(format!("{document:#}\n"))
     }
 }
+
+/// The client certificate and key inside a kubeconfig of [`Kubeconfig::to_json`]; `None` if it holds none.
+pub fn certificate_in(text: &str) -> Option<KeyPair> {
+    let document: Value = serde_json::from_str(text).ok()?;
+    let user = document.pointer("/users/0/user")?;
+    let data = |key: &str| {
+        let bytes = STANDARD.decode(user[key].as_str()?).ok()?;
+        String::from_utf8(bytes).ok()
+    };
+    Some(KeyPair {
+        certificate: data("client-certificate-data")?,
+        key: Secret::new(data("client-key-data")?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubeconfig_gives_back_the_certificate_that_was_put_in() {
+        let pair = KeyPair {
+            certificate: "CERTIFICATE".to_owned(),
+            key: Secret::new("KEY"),
+        };
+        let config = |credentials| Kubeconfig {
+            cluster: "prod",
+            server: "https://lb:6443",
+            ca_certificate: "CA",
+            user: "admin",
+            credentials,
+        };
+        let text = config(Credentials::Certificate(&pair)).to_json();
+        assert_eq!(certificate_in(text.reveal()).as_ref(), Some(&pair));
+        let token = Secret::new("token");
+        let text = config(Credentials::Token(&token)).to_json();
+        assert_eq!(certificate_in(text.reveal()), None);
+        assert_eq!(certificate_in("{"), None);
+    }
+}

@@ -177,6 +177,14 @@ impl Profile {
 
     /// Whether a certificate says the same.
     pub(super) fn matches(&self, certificate: &X509Certificate<'_>) -> bool {
+        self.is_subject_of(certificate)
+            && !certificate.is_ca()
+            && self.has_usages(certificate)
+            && self.has_names(certificate)
+    }
+
+    /// Whether a certificate is of the same user and group.
+    pub(super) fn is_subject_of(&self, certificate: &X509Certificate<'_>) -> bool {
         let subject = certificate.subject();
         let common_names: Vec<_> = subject
             .iter_common_name()
@@ -187,11 +195,7 @@ impl Profile {
             .map(|name| name.as_str().ok())
             .collect();
         let expected: Vec<_> = self.organization.iter().map(|name| Some(name.as_str())).collect();
-        common_names == [Some(self.common_name.as_str())]
-            && organizations == expected
-            && !certificate.is_ca()
-            && self.has_usages(certificate)
-            && self.has_names(certificate)
+        common_names == [Some(self.common_name.as_str())] && organizations == expected
     }
 
     fn has_usages(&self, certificate: &X509Certificate<'_>) -> bool {

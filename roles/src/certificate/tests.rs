@@ -93,7 +93,7 @@ fn an_authority_is_checked() {
         .contains("PEM")
     );
     assert!(!format!("{ca:?} {pair:?}").contains("PRIVATE"));
-    let (from, until) = validity_of(&pair.certificate).unwrap();
+    let Validity { from, until } = validity_of(&pair.certificate).unwrap();
     assert_eq!(until - from, 87_600 * 3600 + 300);
     assert_eq!(from, 1_795_000_000 - 300);
 }
@@ -211,5 +211,58 @@ proptest! {
             let key = Secret::new(pem::encode("EC PRIVATE KEY", &bytes));
             let _ = check_pair(&KeyPair { key, ..ca.clone() });
         }
+    }
+}
+
+#[test]
+fn a_kept_pair_is_refused_when_it_is_over_damaged_or_anothers() {
+    let ca = Authority::create("kubernetes", now()).unwrap();
+    let ca = Authority::from_pair(&ca).unwrap();
+    let profile = Profile::kubelet_client("w1");
+    let pair = issue(&ca, &profile, now(), DAY).unwrap();
+    let kept = format!("{}{}", pair.certificate, pair.key.reveal());
+    assert_eq!(check_kept(&kept, &profile, now()).unwrap().key, pair.key);
+    // By a clock that was set back it is too early to say.
+    assert!(check_kept(&kept, &profile, now() - DAY * 400).is_ok());
+    assert!(check_kept(&kept, &profile, now() + DAY).is_err());
+    assert!(check_kept(&kept, &Profile::kubelet_client("w2"), now()).is_err());
+    let other = issue(&ca, &profile, now(), DAY).unwrap();
+    let mixed = format!("{}{}", pair.certificate, other.key.reveal());
+    for damaged in [
+        String::new(),
+        pair.certificate.clone(),
+        pair.key.reveal().to_owned(),
+        mixed,
+        kept[..kept.len() / 2].to_owned(),
+        kept.replacen("MII", "AII", 1),
+    ] {
+        assert!(check_kept(&damaged, &profile, now()).is_err());
+    }
+}
+
+#[test]
+fn a_certificate_of_minutes_is_young_when_it_is_made() {
+    let ca = Authority::create("kubernetes", now()).unwrap();
+    let authority = Authority::from_pair(&ca).unwrap();
+    let profile = Profile::admin();
+    let pair = issue(&authority, &profile, now(), Duration::from_secs(120)).unwrap();
+    let current = |after: u64| is_current(&pair, &profile, &authority, now() + Duration::from_secs(after));
+    assert!(current(0) && current(70));
+    assert!(!current(80));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_kept_bytes_panic(at in 0usize..2000, byte: u8, noise: String) {
+        let ca = Authority::from_pair(&Authority::create("kubernetes", now()).unwrap()).unwrap();
+        let profile = Profile::kubelet_client("w1");
+        let pair = issue(&ca, &profile, now(), DAY).unwrap();
+        let mut bytes = format!("{}{}", pair.certificate, pair.key.reveal()).into_bytes();
+        let length = bytes.len();
+        bytes[at % length] = byte;
+        let _ = check_kept(&String::from_utf8_lossy(&bytes), &profile, now());
+        let _ = check_kept(&noise, &profile, now());
     }
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use super::network::{is_dns_label, is_dns_name};
 use super::{
-    API_VERSION, Cluster, Etcd, EtcdLayout, Formation, Inventory, KIND, NodeConfig, NodeConfigError,
-    NodeRole, RecordStore, StaticMember, Timing,
+    API_VERSION, Certificates, Cluster, Etcd, EtcdLayout, Formation, Inventory, KIND, NodeConfig,
+    NodeConfigError, NodeRole, RecordStore, StaticMember, Timing,
 };
 use crate::inventory::check_public_key;
 
@@ -55,7 +55,8 @@ impl NodeConfig {
             check_inventory(inventory)?;
         }
         self.check_addresses()?;
-        check_timing(&self.timing)
+        check_timing(&self.timing)?;
+        check_certificates(&self.certificates)
     }
 
     /// Which sections a role needs and which it must not have.
@@ -347,6 +348,18 @@ fn check_timing(timing: &Timing) -> Checked {
         (10..=3600).contains(&timing.node_grace_seconds),
         "timing.nodeGraceSeconds",
         "must be 10 to 3600",
+    )
+}
+
+fn check_certificates(certificates: &Certificates) -> Checked {
+    /// Nothing of a cluster outlives its authorities: ten years.
+    const MAX_LIFETIME: u32 = 315_360_000;
+    /// A kubelet needs half a minute to have its next certificate approved and signed.
+    const MIN_LIFETIME: u32 = 120;
+    ensure(
+        (MIN_LIFETIME..=MAX_LIFETIME).contains(&certificates.lifetime_seconds),
+        "certificates.lifetimeSeconds",
+        format!("must be {MIN_LIFETIME} to {MAX_LIFETIME}"),
     )
 }
 

@@ -356,6 +356,13 @@ fn a_refusal_names_the_path_of_its_key() {
         ),
         (
             worker(),
+            "/certificates",
+            json!({"lifetimeSeconds": 119}),
+            "certificates.lifetimeSeconds",
+            "120",
+        ),
+        (
+            worker(),
             "/network",
             json!({"plugin": "calico"}),
             "network.plugin",
