@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use kimage_roles::cause::Cause;
 use kimage_roles::certificate::{Authority, Profile};
@@ -24,9 +24,11 @@ mod cluster;
 mod etcd;
 mod follow;
 mod node;
+mod standing;
 mod units;
 
 pub use etcd::Member;
+pub(crate) use standing::Standing;
 
 /// How long a certificate of [`Worker::own_api`] lives: it is never on a disk.
 const ERRAND: Duration = Duration::from_secs(3600);
@@ -92,6 +94,8 @@ impl Action {
             self,
             Self::Write(_)
                 | Self::Issue(_)
+                | Self::Kubeconfigs(_)
+                | Self::ObtainKubeletCertificate
                 | Self::ConfigureControlPlane
                 | Self::ConfigureKubelet
                 | Self::ConfigurePodNetwork
@@ -143,6 +147,8 @@ pub struct Findings {
     pub etcd: Vec<String>,
     /// The cluster behind the balancer.
     pub joined: Option<Joined>,
+    /// Why the credential that the kubelet has is worth nothing: it needs another one.
+    pub refused: Option<String>,
 }
 
 /// Does actions on this machine.
@@ -152,7 +158,7 @@ pub struct Worker<'a> {
     findings: Findings,
     formation: Option<etcd::Member>,
     /// What [`Self::own_api`] gave last, and when its certificate was made.
-    own_api: RefCell<Option<(Api, Instant)>>,
+    own_api: RefCell<Option<(Api, SystemTime)>>,
     /// The action changed a file, in this try or in one before.
     changed: bool,
     /// Services that the action starts run with older files.
@@ -234,14 +240,15 @@ impl<'a> Worker<'a> {
     }
 
     /// The own API server, as an administrator whose certificate lives an hour, in memory. It is asked again and again:
-    /// one certificate and its connections serve for half an hour, since a handshake costs more than an answer.
+    /// one certificate and its connections serve for half an hour by the clock that its life is counted by, since a
+    /// handshake costs more than an answer.
     pub(crate) fn own_api(&self) -> Result<Api, Failure> {
         if let Some((api, made)) = &*self.own_api.borrow()
-            && made.elapsed() < ERRAND / 2
+            && made.elapsed().is_ok_and(|age| age < ERRAND / 2)
         {
             return Ok(api.clone());
         }
-        let made = Instant::now();
+        let made = SystemTime::now();
         let api = self.new_own_api()?;
         self.own_api.replace(Some((api.clone(), made)));
         Ok(api)
@@ -249,7 +256,7 @@ impl<'a> Worker<'a> {
 
     fn new_own_api(&self) -> Result<Api, Failure> {
         let authority = self.authority(Signer::Kubernetes)?;
-        let now = std::time::SystemTime::now();
+        let now = SystemTime::now();
         let pair = kimage_roles::certificate::issue(&authority, &Profile::super_admin(), now, ERRAND);
         let pair: KeyPair = pair.map_err(Failure::internal)?;
         let ca = self.secrets()?.ca.as_ref().map(|ca| ca.certificate.clone());

@@ -1,21 +1,31 @@
-//! `kimage-firstboot agent`: what goes on for as long as a machine is in service. On a member of etcd it keeps the
-//! membership; on a control plane it follows an etcd that is elsewhere and signs off serving certificates; where this
-//! machine issued certificates it renews them.
+//! `kimage-firstboot agent`: what goes on for as long as a machine is in service, as chores that don't know each other.
+//! On a member of etcd one keeps the membership; on a control plane one follows an etcd that is elsewhere and one signs
+//! off serving certificates; where this machine issued certificates one renews them; on a worker one watches over its
+//! kubelet's credential. On every machine one asks the platform again what the machine is told to be.
+//!
+//! The agent never ends by itself: what fails is said once and tried again, and what the platform said last that made
+//! sense counts until it says something else that does.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kimage_roles::cause::Cause;
-use kimage_roles::node_config::NodeRole;
+use kimage_roles::node_config::{NodeConfig, NodeRole};
 
 use crate::action::{Action, Member, Worker};
 use crate::approver;
 use crate::failure::Failure;
 use crate::host::Host;
-use crate::metadata::Machine;
 use crate::plan::{is_stacked, plan};
-use crate::report::{self, Reporter};
-use crate::{boot, role};
+use crate::role;
+
+mod configuration;
+mod kubelet;
+mod panics;
+mod supervisor;
+mod voice;
+
+use configuration::Configuration;
+use supervisor::{Chore, Shift, Work};
 
 /// Between two looks at the requests that wait: a kubelet asks once and waits.
 const APPROVALS: Duration = Duration::from_secs(2);
@@ -27,84 +37,97 @@ const RENEWAL: Duration = Duration::from_secs(6 * 3600);
 /// Runs until it is stopped.
 pub fn run(host: &Host) -> Result<(), Failure> {
     let role = role::read().map_err(Failure::internal)?;
-    let machine = boot::learn(host, &role.role, &mut Reporter::silent(host, &role.role))?;
-    let mut chores = chores(host, &machine)?;
-    let mut last_words: Vec<String> = vec![String::new(); chores.len()];
-    loop {
-        for (chore, last) in chores.iter_mut().zip(&mut last_words) {
-            if chore.due > Instant::now() {
-                continue;
-            }
-            chore.due = Instant::now() + chore.every;
-            let said = (chore.work)().unwrap_or_else(|failure| failure.to_string());
-            // The same trouble every ten seconds is one line, not thousands.
-            if said != *last && !said.is_empty() {
-                report::say(host, &format!("kimage-agent: {}: {said}", chore.name));
-            }
-            *last = said;
-        }
-        let Some(next) = chores.iter().map(|chore| chore.due).min() else {
-            // A worker has none: its certificates are the kubelet's own.
-            return Ok(());
-        };
-        thread::sleep(next.saturating_duration_since(Instant::now()));
-    }
+    panics::remember();
+    let configuration = Configuration::begin(host, &role.role);
+    let chores = chores(&configuration.now().1.config);
+    supervisor::run(host, &configuration, &chores);
+    Ok(())
 }
 
-/// Something done again and again; it answers with what a person should know.
-struct Chore<'a> {
-    name: &'static str,
-    every: Duration,
-    due: Instant,
-    work: Box<dyn FnMut() -> Result<String, Failure> + 'a>,
+/// What a machine with this NodeConfig has to do.
+fn chores(config: &NodeConfig) -> Vec<Chore> {
+    let mut chores = vec![Chore {
+        name: "configuration",
+        begin: configuration::chore,
+    }];
+    let mut add = |name, begin| chores.push(Chore { name, begin });
+    if config.role == NodeRole::Etcd || config.role == NodeRole::ControlPlane && is_stacked(config) {
+        add("etcd", keep_membership);
+    }
+    if config.role == NodeRole::ControlPlane && !is_stacked(config) {
+        add("etcd", follow_etcd);
+    }
+    if config.role == NodeRole::ControlPlane {
+        add("approver", approve);
+    }
+    if config.role == NodeRole::Worker {
+        add("kubelet", kubelet::worker);
+    } else {
+        add("certificates", renew);
+    }
+    chores
 }
 
-fn chores<'a>(host: &'a Host, machine: &'a Machine) -> Result<Vec<Chore<'a>>, Failure> {
-    let mut chores = Vec::new();
-    let mut every = |name, every, work: Box<dyn FnMut() -> Result<String, Failure> + 'a>| {
-        chores.push(Chore {
-            name,
-            every,
-            due: Instant::now(),
-            work,
-        });
-    };
-    let role = machine.config.role;
-    if role == NodeRole::Etcd || role == NodeRole::ControlPlane && is_stacked(&machine.config) {
-        let mut member = Member::new(host, machine)?;
-        every(
-            "etcd",
-            MEMBERSHIP,
-            Box::new(move || Ok(member.advance()?.notes.join("; "))),
-        );
-    }
-    if role == NodeRole::ControlPlane && !is_stacked(&machine.config) {
-        let mut worker = Worker::new(host, machine);
-        every("etcd", MEMBERSHIP, Box::new(move || worker.follow_etcd()));
-    }
-    if role == NodeRole::ControlPlane {
-        let worker = Worker::new(host, machine);
-        every("approver", APPROVALS, Box::new(move || approve(&worker)));
-    }
-    if role != NodeRole::Worker {
-        every("certificates", RENEWAL, Box::new(move || renew(host, machine)));
-    }
-    Ok(chores)
+fn keep_membership<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
+    let mut member = Member::new(shift.host, &shift.machine)?;
+    Ok(Box::new(move || {
+        shift.say(&member.advance()?.notes.join("; "));
+        Ok(MEMBERSHIP)
+    }))
 }
 
-fn approve(worker: &Worker) -> Result<String, Failure> {
-    let lines = approver::approve_waiting(&worker.own_api()?);
-    let lines = lines.map_err(|error| error.failure(Cause::ApiServerNotReady))?;
-    Ok(lines.join("; "))
+fn follow_etcd<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
+    let mut worker = Worker::new(shift.host, &shift.machine);
+    Ok(Box::new(move || {
+        shift.say(&worker.follow_etcd()?);
+        Ok(MEMBERSHIP)
+    }))
+}
+
+fn approve<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
+    let worker = Worker::new(shift.host, &shift.machine);
+    Ok(Box::new(move || {
+        let lines = approver::approve_waiting(&worker.own_api()?);
+        let lines = lines.map_err(|error| error.failure(Cause::ApiServerNotReady))?;
+        shift.say(&lines.join("; "));
+        Ok(APPROVALS)
+    }))
 }
 
 /// Issues anew what has less than a third of its life left. API server and etcd read the files again by themselves.
-fn renew(host: &Host, machine: &Machine) -> Result<String, Failure> {
-    let mut worker = Worker::new(host, machine);
-    for step in plan(machine)?.steps {
-        if let Action::Issue(_) = step.action {
-            worker.apply(&step.action)?;
+fn renew<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
+    let mut worker = Worker::new(shift.host, &shift.machine);
+    Ok(Box::new(move || {
+        for step in plan(&shift.machine)?.steps {
+            if let Action::Issue(_) = step.action {
+                worker.apply(&step.action)?;
+            }
+        }
+        Ok(RENEWAL)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::machine;
+
+    #[test]
+    fn every_machine_has_chores_of_its_role() {
+        let names = |role, layout| {
+            let chores = chores(&machine(role, layout).config);
+            chores.iter().map(|chore| chore.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("worker", ""), ["configuration", "kubelet"]);
+        assert_eq!(
+            names("etcd", "external"),
+            ["configuration", "etcd", "certificates"]
+        );
+        for layout in ["stacked", "external"] {
+            assert_eq!(
+                names("control-plane", layout),
+                ["configuration", "etcd", "approver", "certificates"]
+            );
         }
     }
-    Ok(String::new())
 }

@@ -54,6 +54,7 @@ impl ApiError {
     pub fn cause(&self, unreachable: Cause) -> Cause {
         match self {
             Self::Http(error) => cause_of(&error.fault, unreachable),
+            Self::Refused { code: 401, .. } => Cause::CredentialRefused,
             Self::Refused { .. } => Cause::ApiServerNotReady,
         }
     }
@@ -73,6 +74,7 @@ pub fn cause_of(fault: &Fault, unreachable: Cause) -> Cause {
         Fault::Tls(TlsFault::Expired | TlsFault::NotYetValid) => Cause::ClockWrong,
         Fault::Tls(TlsFault::UnknownIssuer | TlsFault::WrongName) => Cause::ForeignCluster,
         Fault::Tls(_) | Fault::Broken(_) => unreachable,
+        Fault::Status(401) => Cause::CredentialRefused,
         Fault::Status(_) | Fault::TooLarge(_) => Cause::ApiServerNotReady,
     }
 }

@@ -15,6 +15,8 @@ pub const CONTROLLER_MANAGER_KUBECONFIG: &str = "/etc/kubernetes/controller-mana
 pub const SCHEDULER_KUBECONFIG: &str = "/etc/kubernetes/scheduler.conf";
 /// Certificate and key that the kubelet renews, in one PEM file.
 pub const KUBELET_CLIENT: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+/// Certificate and key that the kubelet serves with, and renews.
+pub const KUBELET_SERVER: &str = "/var/lib/kubelet/pki/kubelet-server-current.pem";
 /// Where the kubelet keeps its certificates.
 pub const KUBELET_PKI: &str = "/var/lib/kubelet/pki";
 /// Configuration of the kubelet.

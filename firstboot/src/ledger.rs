@@ -97,6 +97,12 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// Whether the machine stopped during a step, or has services that run with older files.
+    pub(crate) fn is_unfinished(host: &Host) -> bool {
+        let found = read(&host.path(LEDGER_PATH)).ok().flatten();
+        found.is_some_and(|record| record.under_way.is_some() || !record.stale.is_empty())
+    }
+
     /// The step during which this machine stopped last time, if it stopped during one.
     pub fn interrupted(&self) -> Option<&str> {
         self.interrupted.as_deref()

@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::platform::{Platform, Raw};
 
+pub(crate) mod remembered;
 #[cfg(test)]
 mod tests;
 

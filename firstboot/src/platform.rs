@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use kimage_roles::node_config::MAX_NODE_CONFIG;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::host::Host;
@@ -38,7 +39,8 @@ const SERVER_TIME: (Duration, Duration) = (Duration::from_secs(5), Duration::fro
 const SERVER: &str = "http://169.254.169.254";
 
 /// Where a machine runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Platform {
     /// Amazon EC2.
     Ec2,
@@ -84,7 +86,8 @@ impl fmt::Display for Platform {
 }
 
 /// What a platform says about a machine, not yet judged.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Raw {
     /// Where the machine runs.
     pub platform: Platform,

@@ -29,7 +29,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 
 impl Worker<'_> {
     pub(super) fn obtain_kubelet_certificate(&mut self) -> Result<(), Failure> {
-        if self.host.path(KUBELET_CLIENT).exists() {
+        if self.host.path(KUBELET_CLIENT).exists() && self.findings.refused.is_none() {
             return Ok(());
         }
         let missing = || Failure::because(Cause::ConfigInvalid, "join: missing");
@@ -40,7 +40,10 @@ impl Worker<'_> {
             Api::new(&cluster.server, trust, Caller::Token(join.token.clone())).map_err(Failure::internal)?;
         let request = Request::new(&self.machine.name, self.kubelet_key()?)?;
         let certificate = self.have_signed(&api, &request)?;
-        self.keep(&request.kept(&certificate))
+        self.keep(&request.kept(&certificate))?;
+        self.findings.refused = None;
+        self.changed = true;
+        Ok(())
     }
 
     /// The key of the request that is under way, or a new one.
@@ -99,6 +102,7 @@ impl Worker<'_> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(Failure::internal(error)),
             _ => {}
         }
+        self.set_aside(KUBELET_CLIENT, false)?;
         symlink(&file, &beside).or_failure(Cause::Internal)?;
         fs::rename(&beside, &link).or_failure(Cause::Internal)?;
         let folder = fs::File::open(self.host.path(KUBELET_PKI)).or_failure(Cause::Internal)?;

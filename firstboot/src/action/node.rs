@@ -5,25 +5,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
-use kimage_roles::node_config::{KeyPair, NetworkPlugin};
-use kimage_roles::secret::Secret;
+use kimage_roles::node_config::NetworkPlugin;
 use serde_json::{Value, json};
 
 use super::Worker;
 use crate::failure::{Failure, OrFailure};
-use crate::host::{self, read_bounded};
-use crate::http::{Client, Request, Settings, Trust};
-use crate::join::{self, Joined, is_ready};
-use crate::kubernetes::{Api, ApiError, Caller};
-use crate::layout::{CA_CERTIFICATE, KUBELET_CLIENT, KUBELET_KUBECONFIG};
-use crate::metadata::Machine;
+use crate::http::{Client, Request, Settings};
+use crate::join::is_ready;
+use crate::kubernetes::{Api, ApiError};
+use crate::layout::{CA_CERTIFICATE, KUBELET_KUBECONFIG};
 use crate::rendered::RenderedFile;
 use crate::{kubelet, layout, objects, pod_network};
 
-/// What a worker learned when it joined: with it and its certificate it starts again without anybody's help.
-const JOINED: &str = "/var/lib/kimage/joined.json";
-const MAX_JOINED: u64 = 4 << 20;
-const MAX_PEM: u64 = 64 << 10;
 /// How long a registration may take before its absence is a trouble to report; and between two looks.
 const REGISTRATION: Duration = Duration::from_secs(3);
 const REGISTRATION_PAUSE: Duration = Duration::from_millis(100);
@@ -36,24 +29,6 @@ const NETWORK_UNITS: [(&str, &str); 3] = [
 ];
 
 impl Worker<'_> {
-    pub(super) fn join(&mut self) -> Result<(), Failure> {
-        let path = self.host.path(JOINED);
-        let known = read_bounded(&path, MAX_JOINED).ok();
-        let known = known.and_then(|bytes| serde_json::from_slice::<Joined>(&bytes).ok());
-        if let Some(known) = known.filter(|_| self.host.path(KUBELET_CLIENT).exists()) {
-            self.findings.joined = Some(known);
-            return Ok(());
-        }
-        let Machine { config, name, .. } = self.machine;
-        let wanted = config.join.as_ref();
-        let wanted = wanted.ok_or_else(|| Failure::because(Cause::ConfigInvalid, "join: missing"))?;
-        let joined = join::join(&config.cluster.endpoint, wanted, name)?;
-        let bytes = serde_json::to_vec(&joined).map_err(Failure::internal)?;
-        host::write(&path, &bytes, 0o600).map_err(Failure::internal)?;
-        self.findings.joined = Some(joined);
-        Ok(())
-    }
-
     /// Makes the Node, on a worker as the node itself: nothing passes that its kubelet could not do.
     pub(super) fn register_node(&self) -> Result<(), Failure> {
         let node = kubelet::node(&self.machine.config, &self.machine.node());
@@ -204,18 +179,6 @@ impl Worker<'_> {
             Cause::NodeNotReady,
             format!("the kubelet has not registered yet: {last}"),
         )
-    }
-
-    /// The cluster as this node, with the kubelet's certificate.
-    fn node_api(&self, joined: &Joined) -> Result<Api, Failure> {
-        let pem = read_bounded(&self.host.path(KUBELET_CLIENT), MAX_PEM).map_err(Failure::internal)?;
-        let pem = String::from_utf8(pem).map_err(Failure::internal)?;
-        let pair = KeyPair {
-            certificate: pem.clone(),
-            key: Secret::new(pem),
-        };
-        let trust = Trust::Pinned(joined.cluster.ca_certificate.clone());
-        Api::new(&joined.cluster.server, trust, Caller::Certificate(pair)).map_err(Failure::internal)
     }
 }
 
