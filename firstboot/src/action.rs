@@ -15,6 +15,7 @@ use crate::host::{self, Host};
 use crate::http::Trust;
 use crate::join::Joined;
 use crate::kubernetes::{Api, Caller};
+use crate::lease::Turns;
 use crate::metadata::Machine;
 use crate::rendered::RenderedFile;
 
@@ -157,6 +158,7 @@ pub struct Worker<'a> {
     machine: &'a Machine,
     findings: Findings,
     formation: Option<etcd::Member>,
+    turns: Turns,
     /// What [`Self::own_api`] gave last, and when its certificate was made.
     own_api: RefCell<Option<(Api, SystemTime)>>,
     /// The action changed a file, in this try or in one before.
@@ -173,6 +175,7 @@ impl<'a> Worker<'a> {
             machine,
             findings: Findings::default(),
             formation: None,
+            turns: Turns::default(),
             own_api: RefCell::new(None),
             changed: false,
             stale: false,

@@ -18,6 +18,7 @@ pub mod join;
 pub mod kubelet;
 pub mod kubernetes;
 pub mod layout;
+pub mod lease;
 pub mod leave;
 pub mod ledger;
 pub mod machine;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use kimage_roles::cause::Cause;
 
 use super::Worker;
-use super::cluster::{API_SERVER, Lease, RESTART};
+use super::cluster::API_SERVER;
 use super::units;
 use crate::failure::{Failure, OrFailure};
 use crate::host;
+use crate::lease::RESTART;
 
 /// A restarted API server that takes longer gives its turn to the next control plane.
 const READY: Duration = Duration::from_secs(120);
@@ -33,7 +34,7 @@ impl Worker<'_> {
         let api = self.own_api()?;
         // An API server that has lost all its members has no lease to give, and serves nobody who could be disturbed.
         let lease = match api.ready() {
-            Ok(()) => Some(Lease::take(&api, RESTART, &self.machine.name)?),
+            Ok(()) => Some(self.turns.take(&api, &RESTART, &self.machine.name)?),
             Err(_) => None,
         };
         self.configure_control_plane()?;
