@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use self::world::Means;
 use crate::failure::Failure;
+use crate::inventory::Claim;
 
 pub mod client;
 pub mod config;
@@ -100,8 +101,8 @@ pub struct View {
     pub cluster: Id,
     /// All members.
     pub members: Vec<Member>,
-    /// Peer URL to the instance id that has (or is about to have) the member there.
-    pub owners: std::collections::BTreeMap<String, String>,
+    /// Peer URL to the instance that has (or is about to have) the member there.
+    pub owners: std::collections::BTreeMap<String, Claim>,
 }
 
 impl View {
@@ -116,10 +117,14 @@ impl View {
         self.members.iter().find(here)
     }
 
+    /// Who said that `member` is theirs.
+    pub fn claim(&self, member: &Member) -> Option<&Claim> {
+        member.peer_urls.iter().find_map(|url| self.owners.get(url))
+    }
+
     /// The instance that `member` runs on, if anybody knows.
     pub fn owner(&self, member: &Member) -> Option<&str> {
-        let owner = |url| self.owners.get(url).map(String::as_str);
-        member.peer_urls.iter().find_map(owner)
+        self.claim(member).map(|claim| claim.instance.as_str())
     }
 
     /// Members with a vote.

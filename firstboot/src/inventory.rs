@@ -1,33 +1,35 @@
 //! Who is gone: the word of whoever makes the machines. Members of etcd are removed, and an unfinished formation taken
-//! over, by this word only.
+//! over, by this word only, and only if it is newer than the machine that it would remove.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use kimage_roles::cause::Cause;
-use kimage_roles::inventory::{Expected, InstanceList, InstanceState, MAX_INVENTORY, check_public_key};
+use kimage_roles::inventory::{self, Edition, Expected, InstanceList, MAX_INVENTORY};
 use kimage_roles::node_config;
 
 use crate::failure::Failure;
 use crate::host::read_bounded;
 use crate::http::{Client, Settings};
 
-/// What is known of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// It exists.
-    Present,
-    /// It was deleted and never comes back.
-    Gone,
-    /// Nobody says.
-    Unknown,
+mod seen;
+
+pub use kimage_roles::inventory::Standing;
+pub use seen::SeenLists;
+
+/// An instance that takes part, and since when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The platform's id of it.
+    pub instance: String,
+    /// When it said so last by its own clock, in seconds since 1970: it existed then. `None` when nobody knows.
+    pub since: Option<u64>,
 }
 
 /// Says what is known of instances.
 pub trait Inventory {
-    /// What is known of `instance` now. An error means that the source can't be asked or believed.
-    fn standing(&self, instance: &str) -> Result<Standing, Failure>;
+    /// What is known of an instance now. An error means that the source can't be asked or believed.
+    fn standing(&self, claim: &Claim) -> Result<Standing, Failure>;
 }
 
 /// No inventory: nothing is known of anybody.
@@ -35,22 +37,68 @@ pub trait Inventory {
 pub struct Nobody;
 
 impl Inventory for Nobody {
-    fn standing(&self, _instance: &str) -> Result<Standing, Failure> {
+    fn standing(&self, _claim: &Claim) -> Result<Standing, Failure> {
         Ok(Standing::Unknown)
     }
 }
 
-/// The instances that exist; all others are gone.
+/// The instances that existed when a NodeConfig was written; others that were there before are gone. The NodeConfig
+/// doesn't say when that was: at the latest when this machine read it first, and it is noted then. A list that doesn't
+/// name the machine which reads it is older than that machine and says nothing.
 #[derive(Debug, Clone)]
-pub struct Fixed(pub Vec<String>);
+pub struct Fixed {
+    instances: Vec<String>,
+    own: String,
+    /// Stands for this very list among those that were seen.
+    issuer: String,
+    seen: SeenLists,
+}
+
+impl Fixed {
+    /// The list `instances` on the instance `own`.
+    pub fn new(mut instances: Vec<String>, own: &str, seen: SeenLists) -> Self {
+        instances.sort();
+        let digest = ring::digest::digest(&ring::digest::SHA256, instances.join("\n").as_bytes());
+        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self {
+            instances,
+            own: own.to_owned(),
+            issuer: format!("static:{hex}"),
+            seen,
+        }
+    }
+
+    fn first_seen(&self) -> anyhow::Result<u64> {
+        if let Some(edition) = self.seen.newest(&self.issuer)? {
+            return Ok(edition.issued_at);
+        }
+        let edition = Edition {
+            sequence: 0,
+            issued_at: seconds(SystemTime::now()),
+        };
+        self.seen.note(&self.issuer, edition)?;
+        Ok(edition.issued_at)
+    }
+}
 
 impl Inventory for Fixed {
-    fn standing(&self, instance: &str) -> Result<Standing, Failure> {
-        let present = self.0.iter().any(|id| id == instance);
-        Ok(if present {
-            Standing::Present
-        } else {
+    fn standing(&self, claim: &Claim) -> Result<Standing, Failure> {
+        let names = |instance: &String| self.instances.contains(instance);
+        if !names(&self.own) {
+            return Err(doubt(format!(
+                "inventory.static doesn't name this instance ({}), so it is older; hint: name all instances in the \
+                 NodeConfig",
+                self.own
+            )));
+        }
+        if names(&claim.instance) {
+            return Ok(Standing::Present);
+        }
+        let issued_at = self.first_seen().map_err(|error| doubt(format!("{error:#}")))?;
+        Ok(if inventory::speaks_of(issued_at, claim.since) {
             Standing::Gone
+        } else {
+            Standing::Newer
         })
     }
 }
@@ -68,15 +116,22 @@ pub struct Signed {
     source: Source,
     cluster: String,
     public_key: String,
-    /// Highest sequence that was believed.
-    seen: AtomicU64,
+    issuer: String,
+    seen: SeenLists,
 }
 
-/// The inventory that a NodeConfig names.
-pub fn open(config: Option<&node_config::Inventory>, cluster: &str) -> Result<Box<dyn Inventory>, Failure> {
+/// The inventory that the NodeConfig of the instance `own` names. `seen` outlives the process.
+pub fn open(
+    config: Option<&node_config::Inventory>,
+    cluster: &str,
+    own: &str,
+    seen: SeenLists,
+) -> Result<Box<dyn Inventory>, Failure> {
     let (source, key) = match config.cloned() {
         None => return Ok(Box::new(Nobody)),
-        Some(node_config::Inventory::Static(instances)) => return Ok(Box::new(Fixed(instances))),
+        Some(node_config::Inventory::Static(instances)) => {
+            return Ok(Box::new(Fixed::new(instances, own, seen)));
+        }
         Some(node_config::Inventory::Http { url, public_key }) => {
             let settings = Settings {
                 max_body: MAX_INVENTORY,
@@ -87,107 +142,67 @@ pub fn open(config: Option<&node_config::Inventory>, cluster: &str) -> Result<Bo
         }
         Some(node_config::Inventory::File { path, public_key }) => (Source::File(path), public_key),
     };
-    Ok(Box::new(Signed::new(source, cluster, &key)?))
+    Ok(Box::new(Signed::new(source, cluster, &key, seen)?))
 }
 
 impl Signed {
-    /// A signed list of `cluster`, believed if the Ed25519 key `public_key` (PEM, SubjectPublicKeyInfo) signed it.
-    pub fn new(source: Source, cluster: &str, public_key: &str) -> Result<Self, Failure> {
-        check_public_key(public_key).map_err(|error| {
+    /// A signed list of `cluster`, believed if the Ed25519 key `public_key` (PEM, SubjectPublicKeyInfo) signed it and it
+    /// isn't behind one that this machine has seen.
+    pub fn new(source: Source, cluster: &str, public_key: &str, seen: SeenLists) -> Result<Self, Failure> {
+        let issuer = inventory::issuer(public_key).map_err(|error| {
             Failure::because(Cause::ConfigInvalid, format!("inventory.publicKey: {error}"))
         })?;
         Ok(Self {
             source,
             cluster: cluster.to_owned(),
             public_key: public_key.to_owned(),
-            seen: AtomicU64::new(0),
+            issuer,
+            seen,
         })
     }
 
-    fn bytes(&self) -> Result<Vec<u8>, String> {
+    fn bytes(&self) -> anyhow::Result<Vec<u8>> {
         match &self.source {
-            Source::Http(url, client) => client.get(url).map_err(|error| error.to_string()),
-            Source::File(path) => read_bounded(Path::new(path), MAX_INVENTORY as u64)
-                .map_err(|error| format!("{path}: {error}")),
+            Source::Http(url, client) => Ok(client.get(url)?),
+            Source::File(path) => Ok(read_bounded(Path::new(path), MAX_INVENTORY as u64)
+                .map_err(|error| anyhow::anyhow!("{path}: {error}"))?),
         }
+    }
+
+    /// The list that lies there now. That it was seen is on the disk before anybody hears of it.
+    fn list(&self) -> anyhow::Result<InstanceList> {
+        let seen = self.seen.newest(&self.issuer)?;
+        let expected = Expected {
+            cluster: &self.cluster,
+            public_key: &self.public_key,
+            seen,
+            now: SystemTime::now(),
+        };
+        let list = InstanceList::verify(&self.bytes()?, &expected)?;
+        if seen != Some(list.edition()) {
+            self.seen.note(&self.issuer, list.edition())?;
+        }
+        Ok(list)
     }
 }
 
 impl Inventory for Signed {
-    fn standing(&self, instance: &str) -> Result<Standing, Failure> {
-        // No inventory means: nobody is removed. The cause is that of the waiting that follows.
-        let failure = |text: String| Failure::because(Cause::EtcdUnavailable, format!("inventory: {text}"));
-        let bytes = self.bytes().map_err(failure)?;
-        let expected = Expected {
-            cluster: &self.cluster,
-            public_key: &self.public_key,
-            seen: self.seen.load(Ordering::Relaxed),
-            now: SystemTime::now(),
-        };
-        let list = InstanceList::verify(&bytes, &expected).map_err(|error| failure(error.to_string()))?;
-        self.seen.fetch_max(list.sequence, Ordering::Relaxed);
-        let known = list.instances.iter().find(|known| known.id == instance);
-        Ok(match known.map(|known| known.state) {
-            Some(InstanceState::Running) => Standing::Present,
-            Some(InstanceState::Terminated) => Standing::Gone,
-            None if list.is_gone(instance) => Standing::Gone,
-            None => Standing::Unknown,
-        })
+    fn standing(&self, claim: &Claim) -> Result<Standing, Failure> {
+        let list = self.list().map_err(|error| doubt(format!("{error:#}")))?;
+        Ok(list.standing(&claim.instance, claim.since))
     }
+}
+
+/// No inventory means: nobody is removed. The cause is that of the waiting that follows.
+fn doubt(text: String) -> Failure {
+    Failure::because(Cause::EtcdUnavailable, format!("inventory: {text}"))
+}
+
+/// Seconds since 1970; 0 before.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
-mod tests {
-    use kimage_roles::inventory::{Instance, new_key};
-    use kimage_roles::secret::Secret;
-
-    use super::*;
-
-    fn signed(key: &Secret, cluster: &str, sequence: u64, instances: &[(&str, InstanceState)]) -> Vec<u8> {
-        let instances = instances.iter().map(|(id, state)| Instance {
-            id: (*id).to_owned(),
-            state: *state,
-        });
-        let list = InstanceList {
-            cluster: cluster.to_owned(),
-            sequence,
-            issued_at: 0,
-            expires_at: u64::MAX,
-            complete: false,
-            instances: instances.collect(),
-        };
-        list.sign(key).unwrap()
-    }
-
-    #[test]
-    fn a_signed_list_is_believed_word_for_word_and_never_an_older_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("inventory.json");
-        let (key, public_key) = new_key().unwrap();
-        let source = Source::File(path.to_string_lossy().into_owned());
-        let inventory = Signed::new(source, "prod", &public_key).unwrap();
-        let states = [("a", InstanceState::Terminated), ("b", InstanceState::Running)];
-        std::fs::write(&path, signed(&key, "prod", 7, &states)).unwrap();
-        let standings = ["a", "b", "c"].map(|instance| inventory.standing(instance).unwrap());
-        assert_eq!(standings, [Standing::Gone, Standing::Present, Standing::Unknown]);
-        std::fs::write(&path, signed(&key, "prod", 6, &states)).unwrap();
-        assert!(inventory.standing("a").is_err());
-        std::fs::write(&path, signed(&key, "test", 8, &states)).unwrap();
-        assert!(inventory.standing("a").is_err());
-    }
-
-    #[test]
-    fn a_key_of_another_kind_is_refused() {
-        for text in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"] {
-            assert!(Signed::new(Source::File(String::new()), "prod", text).is_err());
-        }
-    }
-
-    #[test]
-    fn whoever_is_not_on_a_fixed_list_is_gone_and_without_inventory_nobody_is() {
-        let fixed = Fixed(vec!["a".to_owned()]);
-        assert_eq!(fixed.standing("a").unwrap(), Standing::Present);
-        assert_eq!(fixed.standing("b").unwrap(), Standing::Gone);
-        assert_eq!(Nobody.standing("b").unwrap(), Standing::Unknown);
-    }
-}
+mod tests;

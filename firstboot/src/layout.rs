@@ -30,6 +30,8 @@ pub const KUBELET_FLAGS: &str = "/var/lib/kubelet/kubeadm-flags.env";
 pub const NODE_SERVICES_KUBECONFIG: &str = "/etc/kubernetes/node-services.conf";
 /// Configuration of kube-proxy.
 pub const KUBE_PROXY_CONFIGURATION: &str = "/etc/kubernetes/kube-proxy.json";
+/// The newest lists of instances that this machine has seen ([`crate::inventory`]).
+pub const SEEN_LISTS: &str = "/var/lib/kimage/inventory.json";
 /// Socket of containerd.
 pub const CONTAINERD: &str = "unix:///run/containerd/containerd.sock";
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::etcd::Id;
 use crate::failure::Failure;
 use crate::http::{Client, Settings, Trust};
+use crate::inventory::Claim;
 
 pub mod etcd;
 pub mod file;
@@ -50,8 +51,21 @@ pub struct Record {
     /// Client URLs of the voting members, sorted.
     #[serde(default)]
     pub endpoints: Vec<String>,
-    /// When this phase began by its writer's clock (RFC 3339); for people only.
+    /// When this phase began by its writer's clock (RFC 3339): for people, and so that no older list of instances takes
+    /// the seed for gone.
     pub since: String,
+}
+
+impl Record {
+    /// The seed, and since when it forms. What isn't a time is none: then only the explicit word that it is terminated
+    /// counts.
+    pub fn claim(&self) -> Claim {
+        let since: Option<jiff::Timestamp> = self.since.parse().ok();
+        Claim {
+            instance: self.seed.clone(),
+            since: since.and_then(|since| u64::try_from(since.as_second()).ok()),
+        }
+    }
 }
 
 /// The store's own word for one version of the record (an ETag, a revision).

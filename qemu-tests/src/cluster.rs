@@ -231,7 +231,9 @@ impl<M: Machine> Cluster<M> {
 
     /// Publishes which instances exist, as a platform would.
     pub(crate) fn publish(&mut self) -> Result<()> {
-        let document = self.instances.sign(NAME, &self.keys.secret("inventory.key")?)?;
+        let document = self
+            .instances
+            .sign(NAME, self.clock.now(), &self.keys.secret("inventory.key")?)?;
         self.site.publish(&document)
     }
 

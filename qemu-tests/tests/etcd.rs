@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kimage_firstboot::etcd::client::Gateway;
 use kimage_firstboot::etcd::config::Settings;
@@ -18,13 +18,14 @@ use kimage_firstboot::etcd::world::Means;
 use kimage_firstboot::etcd::{Identity, Peer};
 use kimage_firstboot::failure::Failure;
 use kimage_firstboot::http::{self, Client, Trust};
-use kimage_firstboot::inventory::{Inventory, Standing};
+use kimage_firstboot::inventory::{Claim, Inventory, SeenLists, Signed, Source, Standing};
 use kimage_firstboot::record::etcd::EtcdKey;
 use kimage_firstboot::record::file::RecordFile;
 use kimage_firstboot::record::{Phase, Record, RecordStore, Written};
 use kimage_qemu_tests::components::component;
 use kimage_qemu_tests::processes::start_for_good;
 use kimage_roles::cause::Cause;
+use kimage_roles::inventory::{CLOCK_SKEW, Instance, InstanceList, InstanceState, new_key};
 use kimage_roles::node_config::Timing;
 use kimage_roles::secret::Secret;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -78,8 +79,8 @@ impl Service for Process {
 struct Gone(Arc<Mutex<BTreeSet<String>>>);
 
 impl Inventory for Gone {
-    fn standing(&self, instance: &str) -> Result<Standing, Failure> {
-        let gone = self.0.lock().unwrap().contains(instance);
+    fn standing(&self, claim: &Claim) -> Result<Standing, Failure> {
+        let gone = self.0.lock().unwrap().contains(&claim.instance);
         Ok(if gone { Standing::Gone } else { Standing::Present })
     }
 }
@@ -88,6 +89,8 @@ struct Bench {
     folder: tempfile::TempDir,
     program: PathBuf,
     gone: Gone,
+    /// Public key of who signs the list of instances in the folder; without one `gone` says who is gone.
+    public_key: Option<String>,
     /// The last byte but one of all addresses.
     net: u32,
     started: u32,
@@ -160,6 +163,7 @@ impl Bench {
             folder,
             program: etcd(),
             gone: Gone::default(),
+            public_key: None,
             net,
             started: 0,
             client,
@@ -193,6 +197,19 @@ impl Bench {
         Means::List(peers.collect())
     }
 
+    fn list_path(&self) -> PathBuf {
+        self.folder.path().join("instances")
+    }
+
+    fn inventory(&self, node: &Path) -> Box<dyn Inventory> {
+        let Some(public_key) = &self.public_key else {
+            return Box::new(self.gone.clone());
+        };
+        let source = Source::File(self.list_path().to_string_lossy().into_owned());
+        let seen = SeenLists::at(node.join("seen.json"));
+        Box::new(Signed::new(source, "bench", public_key, seen).unwrap())
+    }
+
     fn node(&mut self, address: u32, means: &Means) -> Node {
         self.started += 1;
         let identity = self.identity(self.started, address);
@@ -207,7 +224,7 @@ impl Bench {
         };
         let site = Site {
             store: Some(Box::new(RecordFile::new(self.folder.path().join("record")))),
-            inventory: Box::new(self.gone.clone()),
+            inventory: self.inventory(&folder),
             gateway: Gateway::new(self.client.clone()),
             service: Box::new(process.clone()),
             settings: Settings {
@@ -360,6 +377,72 @@ fn three_machines_form_by_list_and_one_comes_back_empty() {
     std::fs::create_dir_all(&nodes[1].site.settings.data).unwrap();
     std::fs::remove_file(&nodes[1].site.mark).unwrap();
     assert_eq!(bench.settle(&mut nodes)[0].cluster, cluster);
+}
+
+#[test]
+fn a_silent_member_outlives_every_list_from_before_it_came() {
+    let (key, public_key) = new_key().unwrap();
+    let mut bench = Bench::new(4);
+    bench.public_key = Some(public_key);
+    let mut nodes: Vec<Node> = (1..=3)
+        .map(|address| bench.node(address, &Means::Record))
+        .collect();
+    bench.settle(&mut nodes);
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    // A complete list of those that exist without the third, which has just come.
+    let older: Vec<Instance> = nodes[..2]
+        .iter()
+        .map(|node| Instance {
+            id: node.identity.instance.clone(),
+            state: InstanceState::Running,
+        })
+        .collect();
+    let path = bench.list_path();
+    let publish = |sequence: u64, issued_at: u64| {
+        let list = InstanceList {
+            cluster: "bench".to_owned(),
+            sequence,
+            issued_at,
+            expires_at: issued_at + 3600,
+            complete: true,
+            instances: older.clone(),
+        };
+        std::fs::write(&path, list.sign(&key).unwrap()).unwrap();
+    };
+    let silent = nodes.pop().unwrap();
+    silent.process.stop().unwrap();
+    for (sequence, issued_at) in [(1, now - 1800), (2, now)] {
+        publish(sequence, issued_at);
+        for node in &mut nodes {
+            let step = node.formation.step(&mut node.site).unwrap();
+            let Step::Settled(settled) = step else {
+                panic!("{step:?}\n{}", bench.log(&nodes));
+            };
+            assert_eq!(settled.endpoints.len(), 3, "{settled:?}");
+            assert!(
+                settled.notes.iter().any(|note| note.contains("may be older")),
+                "{settled:?}"
+            );
+        }
+    }
+    // One that is surely later says that it is gone; the older ones never come back.
+    publish(3, now + CLOCK_SKEW.as_secs());
+    assert!(
+        bench
+            .settle(&mut nodes)
+            .iter()
+            .all(|settled| settled.endpoints.len() == 2)
+    );
+    publish(2, now);
+    let failure = nodes[0].site.inventory.standing(&Claim {
+        instance: "i-9".to_owned(),
+        since: Some(0),
+    });
+    println!("{}", failure.as_ref().unwrap_err());
+    assert!(failure.unwrap_err().message().contains("has been seen"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub const MAX_INVENTORY: usize = 1 << 20;
 pub const CONTEXT: &[u8] = b"kimage.dev/v1 InstanceList\n";
 /// How far the clocks of signer and reader may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// Longest time from the issue of a list to its end.
+pub const MAX_VALIDITY: Duration = Duration::from_secs(24 * 3600);
 
 /// `SubjectPublicKeyInfo` of an Ed25519 key up to its 32 bytes (RFC 8410).
 const PUBLIC_PREFIX: [u8; 12] = [
@@ -43,12 +46,12 @@ pub struct InstanceList {
     pub cluster: String,
     /// Grows with every list that says something new. A reader refuses one that is behind what it has seen.
     pub sequence: u64,
-    /// When it was signed, in seconds since 1970.
+    /// When its signer began to ask what exists, in seconds since 1970. Never goes back.
     pub issued_at: u64,
-    /// From when it says nothing any more, in seconds since 1970.
+    /// From when it says nothing any more, in seconds since 1970; at most [`MAX_VALIDITY`] after `issued_at`.
     pub expires_at: u64,
-    /// Whether the list names every instance that exists: then one that it doesn't name is gone. Otherwise only what
-    /// it calls terminated is.
+    /// Whether the list names every instance that existed when it was issued: then one that it doesn't name, and that
+    /// was there before it, is gone. Otherwise only what it calls terminated is.
     #[serde(default)]
     pub complete: bool,
     /// The instances, each id once.
@@ -75,6 +78,49 @@ pub enum InstanceState {
     Terminated,
 }
 
+/// What is known of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It exists.
+    Present,
+    /// It was deleted and never comes back.
+    Gone,
+    /// It is not on a complete list, which may be older than the instance.
+    Newer,
+    /// Nobody says.
+    Unknown,
+}
+
+/// Which edition of its signer's word a list is. Neither number ever goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Edition {
+    /// [`InstanceList::sequence`].
+    pub sequence: u64,
+    /// [`InstanceList::issued_at`], in seconds since 1970.
+    pub issued_at: u64,
+}
+
+impl Edition {
+    /// Whether it is older than `other` by either number.
+    fn is_behind(self, other: Self) -> bool {
+        self.sequence < other.sequence || self.issued_at < other.issued_at
+    }
+}
+
+impl fmt::Display for Edition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (issued at {})", self.sequence, self.issued_at)
+    }
+}
+
+/// Whether "not on the list" means "gone" for an instance that came into being at `since` (by its own clock, in seconds
+/// since 1970; `None`: nobody knows when), if the list is of `issued_at`. The clocks may differ by [`CLOCK_SKEW`], so
+/// the list must be later by at least that.
+pub fn speaks_of(issued_at: u64, since: Option<u64>) -> bool {
+    since.is_some_and(|since| issued_at >= since.saturating_add(CLOCK_SKEW.as_secs()))
+}
+
 /// Why a list is not believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InventoryError {
@@ -92,12 +138,14 @@ pub enum InventoryError {
     Expired,
     /// It comes from the future: a clock is wrong.
     Future,
+    /// It is valid for longer than [`MAX_VALIDITY`].
+    Validity,
     /// A newer list has been seen.
     Replayed {
-        /// Sequence of this list.
-        sequence: u64,
-        /// Highest sequence seen.
-        seen: u64,
+        /// Of this list.
+        edition: Edition,
+        /// The newest that was seen.
+        seen: Edition,
     },
 }
 
@@ -113,12 +161,15 @@ impl fmt::Display for InventoryError {
             Self::Cluster => f.write_str("the list of instances is for another cluster"),
             Self::Expired => f.write_str("the list of instances has expired"),
             Self::Future => f.write_str("the list of instances was signed in the future: a clock is wrong"),
-            Self::Replayed { sequence, seen } => {
-                write!(
-                    f,
-                    "the list of instances has sequence {sequence}, and {seen} has been seen"
-                )
-            }
+            Self::Validity => write!(
+                f,
+                "the list of instances is valid for longer than {} h: sign a new one now and then",
+                MAX_VALIDITY.as_secs() / 3600
+            ),
+            Self::Replayed { edition, seen } => write!(
+                f,
+                "the list of instances has sequence {edition}, and {seen} has been seen"
+            ),
         }
     }
 }
@@ -139,20 +190,31 @@ pub struct Expected<'a> {
     pub cluster: &'a str,
     /// PEM of the Ed25519 key that must have signed.
     pub public_key: &'a str,
-    /// Highest sequence that this reader has seen; 0 before the first.
-    pub seen: u64,
+    /// The newest edition that this reader has seen, whenever that was; `None` before the first.
+    pub seen: Option<Edition>,
     /// The time.
     pub now: SystemTime,
 }
 
 impl InstanceList {
-    /// Whether the platform says that this instance will never come back.
-    pub fn is_gone(&self, id: &str) -> bool {
+    /// What the list says about the instance `id`, which came into being at `since` by its own clock (in seconds since
+    /// 1970). That it is terminated is said for ever; that it isn't named counts only against what was there before.
+    pub fn standing(&self, id: &str, since: Option<u64>) -> Standing {
         let instance = self.instances.iter().find(|instance| instance.id == id);
         match instance.map(|instance| instance.state) {
-            Some(InstanceState::Running) => false,
-            Some(InstanceState::Terminated) => true,
-            None => self.complete,
+            Some(InstanceState::Running) => Standing::Present,
+            Some(InstanceState::Terminated) => Standing::Gone,
+            None if !self.complete => Standing::Unknown,
+            None if speaks_of(self.issued_at, since) => Standing::Gone,
+            None => Standing::Newer,
+        }
+    }
+
+    /// Which edition it is.
+    pub fn edition(&self) -> Edition {
+        Edition {
+            sequence: self.sequence,
+            issued_at: self.issued_at,
         }
     }
 
@@ -180,11 +242,7 @@ impl InstanceList {
             serde_json::from_slice(document).map_err(|error| InventoryError::Malformed(error.to_string()))?;
         let decode = |text: &str| STANDARD.decode(text).map_err(|_| malformed("not base64"));
         let (list, signature) = (decode(&signed.list)?, decode(&signed.signature)?);
-        let key = pem::decode("PUBLIC KEY", expected.public_key).map_err(|_| InventoryError::PublicKey)?;
-        let key = key
-            .strip_prefix(&PUBLIC_PREFIX)
-            .filter(|key| key.len() == 32)
-            .ok_or(InventoryError::PublicKey)?;
+        let key = public_key(expected.public_key)?;
         UnparsedPublicKey::new(&ED25519, key)
             .verify(&[CONTEXT, list.as_slice()].concat(), &signature)
             .map_err(|_| InventoryError::Signature)?;
@@ -206,10 +264,21 @@ impl InstanceList {
                 "an instance without an id of its own".to_owned(),
             ));
         }
-        Ok(())
+        let validity = self
+            .expires_at
+            .checked_sub(self.issued_at)
+            .filter(|seconds| *seconds > 0);
+        match validity {
+            None => Err(InventoryError::Malformed(
+                "it ends before it was issued".to_owned(),
+            )),
+            Some(seconds) if seconds > MAX_VALIDITY.as_secs() => Err(InventoryError::Validity),
+            Some(_) => Ok(()),
+        }
     }
 
-    fn believe(&self, expected: &Expected<'_>) -> Result<(), InventoryError> {
+    /// Whether a list that its signer signed is believed: it is of this cluster, of now, and not behind what was seen.
+    pub fn believe(&self, expected: &Expected<'_>) -> Result<(), InventoryError> {
         if self.cluster != expected.cluster {
             return Err(InventoryError::Cluster);
         }
@@ -224,13 +293,11 @@ impl InstanceList {
         if self.expires_at <= now.as_secs() {
             return Err(InventoryError::Expired);
         }
-        if self.sequence < expected.seen {
-            return Err(InventoryError::Replayed {
-                sequence: self.sequence,
-                seen: expected.seen,
-            });
+        let edition = self.edition();
+        match expected.seen.filter(|seen| edition.is_behind(*seen)) {
+            Some(seen) => Err(InventoryError::Replayed { edition, seen }),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -251,113 +318,22 @@ pub fn new_key() -> Option<(Secret, String)> {
 
 /// Checks that `text` is PEM of an Ed25519 public key.
 pub fn check_public_key(text: &str) -> Result<(), InventoryError> {
+    public_key(text).map(drop)
+}
+
+/// Name of whoever has the key whose public half is `text` (PEM): `sha256:` and the digest of its 32 bytes.
+pub fn issuer(text: &str) -> Result<String, InventoryError> {
+    let digest = digest(&SHA256, &public_key(text)?);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256:{hex}"))
+}
+
+/// The 32 bytes of an Ed25519 public key in PEM.
+fn public_key(text: &str) -> Result<Vec<u8>, InventoryError> {
     let der = pem::decode("PUBLIC KEY", text).map_err(|_| InventoryError::PublicKey)?;
-    let key = der
-        .strip_prefix(&PUBLIC_PREFIX)
-        .ok_or(InventoryError::PublicKey)?;
-    if key.len() == 32 {
-        Ok(())
-    } else {
-        Err(InventoryError::PublicKey)
-    }
+    let key = der.strip_prefix(&PUBLIC_PREFIX).filter(|key| key.len() == 32);
+    key.map(<[u8]>::to_vec).ok_or(InventoryError::PublicKey)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::{ProptestConfig, prop_assert, proptest};
-
-    const NOW: u64 = 1_795_000_000;
-
-    fn list() -> InstanceList {
-        let instance = |id: &str, state| Instance {
-            id: id.to_owned(),
-            state,
-        };
-        InstanceList {
-            cluster: "prod".to_owned(),
-            sequence: 7,
-            issued_at: NOW,
-            expires_at: NOW + 3600,
-            complete: false,
-            instances: vec![
-                instance("i-1", InstanceState::Running),
-                instance("i-2", InstanceState::Terminated),
-            ],
-        }
-    }
-
-    fn read(document: &[u8], public_key: &str, seen: u64, now: u64) -> Result<InstanceList, InventoryError> {
-        InstanceList::verify(
-            document,
-            &Expected {
-                cluster: "prod",
-                public_key,
-                seen,
-                now: SystemTime::UNIX_EPOCH + Duration::from_secs(now),
-            },
-        )
-    }
-
-    #[test]
-    fn a_signed_list_reads_back() {
-        let (private, public) = new_key().unwrap();
-        let document = list().sign(&private).unwrap();
-        assert_eq!(read(&document, &public, 7, NOW).unwrap(), list());
-        assert!(check_public_key(&public).is_ok() && check_public_key(private.reveal()).is_err());
-    }
-
-    #[test]
-    fn an_old_early_replayed_foreign_or_changed_list_is_refused() {
-        let (private, public) = new_key().unwrap();
-        let document = list().sign(&private).unwrap();
-        let error = |seen, now| read(&document, &public, seen, now).unwrap_err();
-        assert_eq!(error(0, NOW + 3600), InventoryError::Expired);
-        assert_eq!(error(0, NOW - 301), InventoryError::Future);
-        assert_eq!(error(8, NOW), InventoryError::Replayed { sequence: 7, seen: 8 });
-        let other = new_key().unwrap().1;
-        assert_eq!(read(&document, &other, 0, NOW), Err(InventoryError::Signature));
-        assert_eq!(read(&document, "", 0, NOW), Err(InventoryError::PublicKey));
-        let foreign = InstanceList {
-            cluster: "test".to_owned(),
-            ..list()
-        };
-        let foreign = foreign.sign(&private).unwrap();
-        assert_eq!(read(&foreign, &public, 0, NOW), Err(InventoryError::Cluster));
-        let mut twice = list();
-        twice.instances.push(twice.instances[0].clone());
-        assert!(matches!(twice.sign(&private), Err(InventoryError::Malformed(_))));
-        assert!(matches!(
-            read(&vec![b' '; MAX_INVENTORY + 1], &public, 0, NOW),
-            Err(InventoryError::Malformed(_))
-        ));
-    }
-
-    #[test]
-    fn only_a_complete_list_says_that_the_unnamed_is_gone() {
-        let gone = |list: &InstanceList| ["i-1", "i-2", "i-3"].map(|id| list.is_gone(id));
-        assert_eq!(gone(&list()), [false, true, false]);
-        assert_eq!(
-            gone(&InstanceList {
-                complete: true,
-                ..list()
-            }),
-            [false, true, true]
-        );
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn no_changed_byte_is_believed(at in 0usize..1000, flip in 1u8..=255, other: Vec<u8>) {
-            let (private, public) = new_key().unwrap();
-            let mut document = list().sign(&private).unwrap();
-            let length = document.len();
-            document[at % length] ^= flip;
-            // A changed byte of the JSON around may mean the same (its last base64 digit can't, decoding is strict).
-            prop_assert!(read(&document, &public, 0, NOW).is_err());
-            prop_assert!(read(&other, &public, 0, NOW).is_err());
-        }
-    }
-}
+mod tests;

@@ -350,7 +350,8 @@ pub struct BootstrapToken {
     rename_all_fields = "camelCase"
 )]
 pub enum Inventory {
-    /// The instances that exist, by id; all others are gone.
+    /// The instances that exist when the NodeConfig is written, by id, this machine's own too; others that were there
+    /// before this machine are gone.
     Static(Vec<String>),
     /// A signed list on a web server ([`crate::inventory`]).
     Http {

@@ -417,7 +417,7 @@ fn a_list_signed_by_openssl_is_believed() {
     let expected = Expected {
         cluster: "prod",
         public_key: &public_key,
-        seen: 0,
+        seen: None,
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_001),
     };
     assert_eq!(

@@ -163,7 +163,7 @@ pub struct FormationArguments {
     /// Record in a file that all members see, by its path on the machines
     #[arg(long, value_name = "PATH", group = "formation")]
     pub record_file: Option<String>,
-    /// The instances that exist; all others are gone
+    /// The instances that exist, the machine's own too; others that were there before it are gone
     #[arg(long, value_name = "ID,...", value_delimiter = ',', group = "inventory")]
     pub instances: Vec<String>,
     /// Signed list of instances on a web server

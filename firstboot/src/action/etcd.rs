@@ -17,7 +17,8 @@ use crate::etcd::{self, CLIENT_PORT, PEER_PORT};
 use crate::failure::{Failure, OrFailure};
 use crate::host::Host;
 use crate::http::{self, Client, Trust};
-use crate::layout::pki;
+use crate::inventory::SeenLists;
+use crate::layout::{SEEN_LISTS, pki};
 use crate::metadata::Machine;
 use crate::{inventory, record};
 
@@ -52,7 +53,12 @@ impl Member {
         };
         let site = Site {
             store,
-            inventory: inventory::open(machine.config.inventory.as_ref(), &machine.config.cluster.name)?,
+            inventory: inventory::open(
+                machine.config.inventory.as_ref(),
+                &machine.config.cluster.name,
+                &machine.instance_id,
+                SeenLists::at(host.path(SEEN_LISTS)),
+            )?,
             gateway: gateway(host)?,
             service: Box::new(Systemd),
             settings,

@@ -1,8 +1,6 @@
 //! etcd's client over the JSON gateway (`/v3/...`, grpc-gateway with the protocol's own field names): numbers of 64 bits
 //! are texts, bytes are base64, fields that are zero are left out.
 
-use std::collections::BTreeMap;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_roles::cause::Cause;
@@ -11,9 +9,10 @@ use serde_json::{Value, json};
 use super::{Id, Member, View};
 use crate::failure::Failure;
 use crate::http::{Client, Fault, Request, TlsFault};
+use crate::inventory::Claim;
 
-/// Below this every member notes which instance has the peer URL.
-const OWNERS: &str = "/kimage/instance/";
+mod claims;
+
 /// The lock of membership: its value is the holder's instance id.
 const LOCK: &str = "/kimage/lock/membership";
 /// How long the lock outlives its holder, in seconds.
@@ -150,41 +149,23 @@ impl Gateway {
 
     fn view_at(&self, endpoint: &str) -> Result<View, Failure> {
         let (cluster, members) = self.members(endpoint, true)?;
-        // `0` after `/` in ASCII: the end of the prefix.
-        let end = format!("{}0", OWNERS.trim_end_matches('/'));
-        let range = json!({
-            "key": base64(OWNERS.as_bytes()),
-            "range_end": base64(end.as_bytes()),
-            "limit": MAX_MEMBERS.to_string(),
-        });
-        let answer = self.call_one(endpoint, "/v3/kv/range", &range)?;
+        let answer = self.call_one(endpoint, "/v3/kv/range", &claims::range(MAX_MEMBERS))?;
         let pairs = answer
             .get("kvs")
             .and_then(Value::as_array)
             .map_or(&[][..], Vec::as_slice);
-        let text = |pair: &Value, field: &str| {
-            let bytes = pair.get(field).and_then(Value::as_str).and_then(unbase64)?;
-            String::from_utf8(bytes).ok()
-        };
-        let owners: BTreeMap<String, String> = pairs
-            .iter()
-            .filter_map(|pair| {
-                let url = text(pair, "key")?.strip_prefix(OWNERS)?.to_owned();
-                Some((url, text(pair, "value")?))
-            })
-            .collect();
         Ok(View {
             cluster,
             members,
-            owners,
+            owners: claims::read(pairs),
         })
     }
 
-    /// Notes that `instance` has the member at `peer_url`.
-    pub fn claim(&self, endpoints: &[String], peer_url: &str, instance: &str) -> Result<(), Failure> {
-        let key = base64(format!("{OWNERS}{peer_url}").as_bytes());
-        let put = json!({"key": key, "value": base64(instance.as_bytes())});
-        self.call_any(endpoints, "/v3/kv/put", &put).map(drop)
+    /// Notes who has the member at `peer_url`, and since when.
+    pub fn claim(&self, endpoints: &[String], peer_url: &str, claim: &Claim) -> Result<(), Failure> {
+        let puts = claims::puts(peer_url, claim)?;
+        self.call_any(endpoints, "/v3/kv/txn", &json!({"success": puts}))
+            .map(drop)
     }
 
     /// Takes the lock of membership for half a minute, or renews it; `false` when another has it.

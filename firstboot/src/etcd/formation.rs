@@ -203,7 +203,7 @@ impl Formation {
         if now.saturating_sub(since) < self.patience.takeover {
             return Ok(false);
         }
-        Ok(world.standing(&record.seed)? == Standing::Gone)
+        Ok(world.standing(&record.claim())? == Standing::Gone)
     }
 
     /// Claims a generation of the record, makes the cluster on loopback, publishes it, and only then serves.

@@ -43,7 +43,7 @@ pub(super) fn join(
                 "this machine's earlier member can't be removed before enough others are alive",
             )
         }
-        Some(owner) if world.standing(owner)? == Standing::Gone => waiting(
+        Some(owner) if judge(world, &view, there)? == Standing::Gone => waiting(
             Cause::EtcdForming,
             format!(
                 "member {} of instance {owner}, which is gone, is being removed",
@@ -129,7 +129,8 @@ pub(super) fn keep(
     let Some(member) = view.member(local.member) else {
         return waiting(Cause::EtcdUnavailable, "the local etcd isn't a member");
     };
-    if view.owner(member) != Some(&formation.identity.instance) {
+    let claim = view.claim(member).filter(|claim| claim.since.is_some());
+    if claim.is_none_or(|claim| claim.instance != formation.identity.instance) {
         let identity = &formation.identity;
         world.claim(&endpoints, &identity.peer_url, &identity.instance)?;
         return Ok(Step::Working);
@@ -185,6 +186,10 @@ fn tend(
                 "member {} doesn't answer; the inventory says its instance exists",
                 member.id
             )),
+            Ok(Standing::Newer) => notes.push(format!(
+                "member {} doesn't answer; its instance isn't on the inventory's list, which may be older than it",
+                member.id
+            )),
             Ok(Standing::Unknown) => notes.push(format!(
                 "member {} doesn't answer and is never removed: no inventory speaks of its instance",
                 member.id
@@ -201,8 +206,8 @@ fn tend(
 }
 
 fn judge(world: &mut dyn World, view: &View, member: &Member) -> Outcome<Standing> {
-    view.owner(member)
-        .map_or(Ok(Standing::Unknown), |owner| world.standing(owner))
+    view.claim(member)
+        .map_or(Ok(Standing::Unknown), |claim| world.standing(claim))
 }
 
 /// Removes one member of a gone instance, or this machine's own earlier one, if that leaves a living quorum. Everything

@@ -1,5 +1,5 @@
 //! Seeded schedules of faults against the code that forms etcd on real machines: crashes between any two effects, lost
-//! answers, old reads, partitions, clock jumps, replaced machines, machines told to leave, lost disks. Whatever happens, no two clusters may serve
+//! answers, old reads, old lists of instances, partitions, clock jumps, replaced machines, machines told to leave, lost disks. Whatever happens, no two clusters may serve
 //! and no member may go that should stay; and when the faults cease, everybody must become a voting member of one
 //! cluster.
 
@@ -15,6 +15,9 @@ mod net;
 
 /// Steps that everybody may take, after the faults, until the cluster is whole.
 const CALM_ROUNDS: usize = 400;
+/// Between two of these steps. In all there is time for a list that is later than the last claim by more than clocks may
+/// differ.
+const CALM_STEP: Duration = Duration::from_secs(3);
 
 /// What a schedule met, to see that the schedules meet what they are for.
 #[derive(Debug, Default, Clone, Copy)]
@@ -25,6 +28,7 @@ struct Met {
     left: usize,
     whole: usize,
     old_reads: usize,
+    old_lists: usize,
     crashes: usize,
 }
 
@@ -83,6 +87,7 @@ impl Schedule {
         let machine = standing[self.net.random.below(standing.len())];
         let pause = if self.net.random.chance(5) { 120_000 } else { 3_000 };
         self.net.time += Duration::from_millis(self.net.random.below(pause) as u64);
+        self.net.sign_list();
         match self.net.random.below(100) {
             0..=2 => self.net.partition(),
             3..=5 => self.net.heal(),
@@ -174,6 +179,7 @@ impl Schedule {
             // Otherwise only etcd's own disk.
             if whole {
                 lost.mark = None;
+                lost.seen = None;
             }
             self.power_cut(machine);
         }
@@ -186,7 +192,8 @@ impl Schedule {
         let mut last = Vec::new();
         for _ in 0..CALM_ROUNDS {
             last.clear();
-            self.net.time += Duration::from_secs(1);
+            self.net.time += CALM_STEP;
+            self.net.sign_list();
             for machine in self.net.existing() {
                 if self.net.machines[machine].mark == Some(Mark::Left) {
                     self.succeed(machine);
@@ -226,6 +233,7 @@ fn run(seeds: std::ops::Range<u64>, sabotage: Option<Sabotage>) -> Result<Met, S
         sum.left += met.left;
         sum.whole += met.whole;
         sum.old_reads += met.old_reads;
+        sum.old_lists += met.old_lists;
         sum.crashes += met.crashes;
     }
     Ok(sum)
@@ -248,7 +256,10 @@ fn whatever_fails_there_is_one_cluster_and_it_becomes_whole() {
         met.takeovers > often && met.removals > often && met.replaced > often && met.left > often,
         "{met:?}"
     );
-    assert!(met.old_reads > often && met.crashes > often, "{met:?}");
+    assert!(
+        met.old_reads > often && met.old_lists > often && met.crashes > often,
+        "{met:?}"
+    );
     assert!(met.whole > usize::try_from(schedules).unwrap() / 2, "{met:?}");
 }
 
@@ -262,6 +273,7 @@ fn broken_formations_are_caught() {
         (Sabotage::StoreWithoutCompare, "not whole"),
         (Sabotage::EmptyDiskKeepsVote, "takes up the vote"),
         (Sabotage::ForgetsMarks, "not whole"),
+        (Sabotage::ListsAreTimeless, "which exists"),
     ];
     for (sabotage, expected) in broken {
         let why = run(0..1000, Some(sabotage)).expect_err("nothing was caught");

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use kimage_roles::cause::Cause;
@@ -14,7 +14,7 @@ use super::config::{self, Settings};
 use super::world::{Disk, Glance, Launch, Local, Mark, Outcome, World};
 use super::{Id, Member, View};
 use crate::failure::Failure;
-use crate::inventory::{Inventory, Standing};
+use crate::inventory::{Claim, Inventory, Standing, seconds};
 use crate::record::{Record, RecordStore, Version, Written};
 
 /// How long a machine may take to accept or refuse a connection.
@@ -265,7 +265,11 @@ impl World for Site {
     }
 
     fn claim(&mut self, endpoints: &[String], peer_url: &str, instance: &str) -> Outcome<()> {
-        self.gateway.claim(&self.ask(endpoints), peer_url, instance)
+        let claim = Claim {
+            instance: instance.to_owned(),
+            since: Some(seconds(SystemTime::now())),
+        };
+        self.gateway.claim(&self.ask(endpoints), peer_url, &claim)
     }
 
     fn lock(&mut self, endpoints: &[String], instance: &str) -> Outcome<bool> {
@@ -297,8 +301,8 @@ impl World for Site {
         self.gateway.remove(&self.ask(endpoints), member)
     }
 
-    fn standing(&mut self, instance: &str) -> Outcome<Standing> {
-        self.inventory.standing(instance)
+    fn standing(&mut self, claim: &Claim) -> Outcome<Standing> {
+        self.inventory.standing(claim)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Id, Member, Peer, View};
 use crate::failure::Failure;
-use crate::inventory::Standing;
+use crate::inventory::{Claim, Standing};
 use crate::record::{Record, Version, Written};
 
 /// What a call to the world gives.
@@ -112,7 +112,7 @@ pub enum Glance {
 pub trait World {
     /// Time since some moment of this boot; never goes back.
     fn uptime(&mut self) -> Duration;
-    /// The wall clock as RFC 3339, for people only.
+    /// The wall clock as RFC 3339.
     fn now(&mut self) -> String;
     /// A fresh random token.
     fn token(&mut self) -> Outcome<String>;
@@ -139,7 +139,7 @@ pub trait World {
     fn view(&mut self, endpoints: &[String]) -> Outcome<View>;
     /// Whether a member answers now.
     fn is_alive(&mut self, member: &Member) -> bool;
-    /// Notes in etcd which instance has the member at a peer URL.
+    /// Notes in etcd which instance has the member at a peer URL, and what its wall clock says.
     fn claim(&mut self, endpoints: &[String], peer_url: &str, instance: &str) -> Outcome<()>;
     /// Takes the lock of membership for a while, or renews it; `false` when another has it.
     fn lock(&mut self, endpoints: &[String], instance: &str) -> Outcome<bool>;
@@ -154,6 +154,6 @@ pub trait World {
     /// Removes a member.
     fn remove(&mut self, endpoints: &[String], member: Id) -> Outcome<()>;
 
-    /// What the inventory says about an instance.
-    fn standing(&mut self, instance: &str) -> Outcome<Standing>;
+    /// What the inventory says about the instance that made a claim.
+    fn standing(&mut self, claim: &Claim) -> Outcome<Standing>;
 }

@@ -1,13 +1,17 @@
 //! Which instances of the cluster exist, as its platform knows it.
 
+use std::time::SystemTime;
+
 use anyhow::Result;
-use kimage_roles::inventory::{Instance, InstanceList, InstanceState};
+use kimage_roles::inventory::{Instance, InstanceList, InstanceState, MAX_VALIDITY};
 use kimage_roles::secret::Secret;
 
-/// The platform's list; each signing makes the next edition of it.
+/// The platform's list; each signing makes the next edition of it. Like most platforms it shows for a while what is no
+/// more.
 #[derive(Debug, Default)]
 pub(crate) struct Instances {
     running: Vec<String>,
+    terminated: Vec<String>,
     made: u32,
     sequence: u64,
 }
@@ -24,6 +28,7 @@ impl Instances {
     /// The instance is gone for good.
     pub(crate) fn remove(&mut self, id: &str) {
         self.running.retain(|known| known != id);
+        self.terminated.push(id.to_owned());
     }
 
     /// The instance is gone for good and another one stands in its place; returns its id.
@@ -34,20 +39,26 @@ impl Instances {
         self.add(&name)
     }
 
-    /// The list of all that exist.
-    pub(crate) fn sign(&mut self, cluster: &str, key: &Secret) -> Result<Vec<u8>> {
+    /// The list of all that exist at the moment `now`.
+    pub(crate) fn sign(&mut self, cluster: &str, now: SystemTime, key: &Secret) -> Result<Vec<u8>> {
         self.sequence += 1;
-        let instances = self.running.iter().map(|id| Instance {
-            id: id.clone(),
-            state: InstanceState::Running,
-        });
+        let instances = |ids: &[String], state| {
+            let instance = |id: &String| Instance {
+                id: id.clone(),
+                state,
+            };
+            ids.iter().map(instance).collect::<Vec<_>>()
+        };
+        let mut all = instances(&self.running, InstanceState::Running);
+        all.extend(instances(&self.terminated, InstanceState::Terminated));
+        let issued_at = now.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let list = InstanceList {
             cluster: cluster.to_owned(),
             sequence: self.sequence,
-            issued_at: 0,
-            expires_at: u64::MAX,
+            issued_at,
+            expires_at: issued_at + MAX_VALIDITY.as_secs(),
             complete: true,
-            instances: instances.collect(),
+            instances: all,
         };
         Ok(list.sign(key)?)
     }

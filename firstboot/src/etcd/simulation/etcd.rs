@@ -9,12 +9,13 @@ use super::net::{Data, Machine, Net, Process, Sabotage, hash};
 use crate::etcd::world::{Glance, Launch, Local, Mark, Outcome};
 use crate::etcd::{Id, Member, View};
 use crate::failure::Failure;
+use crate::inventory::Claim;
 
 /// What a cluster has agreed on.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cluster {
     pub(super) members: Vec<Member>,
-    pub(super) owners: BTreeMap<String, String>,
+    pub(super) owners: BTreeMap<String, Claim>,
     pub(super) lock: Option<(String, Duration)>,
 }
 
@@ -313,7 +314,8 @@ impl Net {
             .map(|member| member.id)
             .collect();
         let url = &member.peer_urls[0];
-        let owner = cluster.owners.get(url).cloned().unwrap_or_default();
+        let owner = cluster.owners.get(url).map(|claim| claim.instance.clone());
+        let owner = owner.unwrap_or_default();
         let exists = |machine: &Machine| machine.exists && machine.identity.instance == owner;
         let holder = self.machines.iter().position(exists);
         let own_and_empty = holder == Some(me) && self.holder(id).is_none();

@@ -1,17 +1,32 @@
 //! The machines, the record's store and the faults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kimage_roles::cause::Cause;
+use kimage_roles::inventory::{
+    CLOCK_SKEW, Edition, Expected, Instance, InstanceList, InstanceState, MAX_VALIDITY,
+};
 
 use super::Met;
 use super::etcd::Cluster;
 use crate::etcd::world::{Disk, Glance, Launch, Local, Mark, Outcome, World};
 use crate::etcd::{Id, Identity, Member, Peer, View};
 use crate::failure::Failure;
-use crate::inventory::Standing;
+use crate::inventory::{Claim, Standing};
 use crate::record::{Phase, Record, Version, Written};
+
+/// The moment at which schedules begin, in seconds since 1970.
+const BEGIN: u64 = 1_795_000_000;
+const CLUSTER: &str = "simulated";
+/// Seconds between two lists.
+const PERIOD: u64 = 30;
+/// So many seconds after a machine comes or goes the inventory knows it, at most.
+const LATE: usize = 90;
+/// So far the wall clocks of machines are from the inventory's, in seconds. Clocks and lateness together stay within
+/// [`CLOCK_SKEW`].
+const SKEW: usize = 200;
+const _: () = assert!((LATE + SKEW) as u64 <= CLOCK_SKEW.as_secs());
 
 /// Deliberate faults of the algorithm, made by worlds that lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +43,8 @@ pub(super) enum Sabotage {
     EmptyDiskKeepsVote,
     /// Marks are not kept.
     ForgetsMarks,
+    /// Whoever isn't on a list is gone, however old the list is.
+    ListsAreTimeless,
 }
 
 /// splitmix64: the same numbers for the same seed everywhere.
@@ -73,6 +90,12 @@ pub(super) struct Machine {
     pub(super) exists: bool,
     /// When the inventory learns that it is gone.
     gone_at: Duration,
+    /// When the inventory learns that it is there.
+    named_at: Duration,
+    /// So far its wall clock is ahead, in seconds.
+    pub(super) wall_skew: i64,
+    /// The newest list that it has seen; on its disk.
+    pub(super) seen: Option<Edition>,
     /// Machines of one group reach each other.
     pub(super) group: usize,
     pub(super) skew: Duration,
@@ -90,6 +113,8 @@ pub(super) struct Net {
     pub(super) faults: bool,
     pub(super) sabotage: Option<Sabotage>,
     pub(super) has_inventory: bool,
+    /// All lists that were ever signed; a server may give any of them.
+    lists: Vec<InstanceList>,
     pub(super) list: Option<Vec<Peer>>,
     pub(super) machines: Vec<Machine>,
     pub(super) clusters: BTreeMap<Id, Cluster>,
@@ -131,6 +156,7 @@ impl Net {
             faults: true,
             sabotage,
             has_inventory,
+            lists: Vec::new(),
             list: None,
             machines: Vec::new(),
             clusters: BTreeMap::new(),
@@ -142,6 +168,7 @@ impl Net {
         for address in 0..size {
             net.boot(address);
         }
+        net.sign_list();
         let peer = |machine: &Machine| Peer {
             name: machine.identity.name.clone(),
             peer_url: machine.identity.peer_url.clone(),
@@ -153,10 +180,15 @@ impl Net {
 
     fn boot(&mut self, address: usize) -> usize {
         let number = self.machines.len();
+        let delay = Duration::from_secs(self.random.below(LATE) as u64);
+        let wall_skew = self.random.below(2 * SKEW) as i64 - SKEW as i64;
         self.machines.push(Machine {
             identity: identity(number, address),
             exists: true,
             gone_at: Duration::ZERO,
+            named_at: self.time + delay,
+            wall_skew,
+            seen: None,
             group: 0,
             skew: Duration::ZERO,
             mark: None,
@@ -187,7 +219,7 @@ impl Net {
 
     /// Removes a machine for ever and boots another.
     pub(super) fn replace(&mut self, machine: usize) -> usize {
-        let delay = Duration::from_secs(self.random.below(90) as u64);
+        let delay = Duration::from_secs(self.random.below(LATE) as u64);
         let old = &mut self.machines[machine];
         old.exists = false;
         old.process = None;
@@ -197,6 +229,48 @@ impl Net {
         let same = self.list.is_some() || self.random.chance(50);
         let address = if same { address } else { 100 + self.machines.len() };
         self.boot(address)
+    }
+
+    /// Whoever makes the machines signs what it knows, if the last list is old enough.
+    pub(super) fn sign_list(&mut self) {
+        let issued_at = BEGIN + self.time.as_secs();
+        if self
+            .lists
+            .last()
+            .is_some_and(|list| issued_at < list.issued_at + PERIOD)
+        {
+            return;
+        }
+        let known = |machine: &&Machine| {
+            machine.exists && machine.named_at <= self.time || !machine.exists && machine.gone_at > self.time
+        };
+        let instance = |machine: &Machine| Instance {
+            id: machine.identity.instance.clone(),
+            state: InstanceState::Running,
+        };
+        let list = InstanceList {
+            cluster: CLUSTER.to_owned(),
+            sequence: self.lists.len() as u64,
+            issued_at,
+            expires_at: issued_at + MAX_VALIDITY.as_secs(),
+            complete: true,
+            instances: self.machines.iter().filter(known).map(instance).collect(),
+        };
+        self.lists.push(list);
+    }
+
+    /// A list that the server gives: the last one or any other that hasn't expired.
+    fn served_list(&mut self) -> &InstanceList {
+        let last = self.lists.len() - 1;
+        let old = self.faults && last > 0 && self.random.chance(50);
+        self.met.old_lists += usize::from(old);
+        let number = if old { self.random.below(last) } else { last };
+        &self.lists[number]
+    }
+
+    /// The wall clock of a machine, in seconds since 1970.
+    fn wall(&self, machine: usize) -> u64 {
+        (BEGIN + self.time.as_secs()).saturating_add_signed(self.machines[machine].wall_skew)
     }
 
     pub(super) fn present(&self) -> Option<&Record> {
@@ -404,7 +478,8 @@ impl World for Seat<'_> {
     }
 
     fn now(&mut self) -> String {
-        format!("{:?}", self.net.time)
+        let wall = i64::try_from(self.net.wall(self.me)).unwrap();
+        jiff::Timestamp::from_second(wall).unwrap().to_string()
     }
 
     fn token(&mut self) -> Outcome<String> {
@@ -485,9 +560,13 @@ impl World for Seat<'_> {
     }
 
     fn claim(&mut self, endpoints: &[String], peer_url: &str, instance: &str) -> Outcome<()> {
+        let claim = Claim {
+            instance: instance.to_owned(),
+            since: Some(self.net.wall(self.me)),
+        };
         self.call(|net, me| {
             let cluster = net.cluster(me, endpoints)?;
-            cluster.owners.insert(peer_url.to_owned(), instance.to_owned());
+            cluster.owners.insert(peer_url.to_owned(), claim);
             Ok(())
         })
     }
@@ -533,22 +612,28 @@ impl World for Seat<'_> {
         self.call(|net, me| net.remove(me, endpoints, member))
     }
 
-    fn standing(&mut self, instance: &str) -> Outcome<Standing> {
-        let instance = instance.to_owned();
-        self.call(|net, _| {
+    fn standing(&mut self, claim: &Claim) -> Outcome<Standing> {
+        let claim = claim.clone();
+        self.call(|net, me| {
             if net.sabotage == Some(Sabotage::SilenceIsDeath) {
                 return Ok(Standing::Gone);
             }
-            let machine = net
-                .machines
-                .iter()
-                .find(|machine| machine.identity.instance == instance);
-            let gone = machine.is_none_or(|machine| !machine.exists && machine.gone_at <= net.time);
-            Ok(match (net.has_inventory, gone) {
-                (false, _) => Standing::Unknown,
-                (true, true) => Standing::Gone,
-                (true, false) => Standing::Present,
-            })
+            if !net.has_inventory {
+                return Ok(Standing::Unknown);
+            }
+            let expected = Expected {
+                cluster: CLUSTER,
+                public_key: "",
+                seen: net.machines[me].seen,
+                now: SystemTime::UNIX_EPOCH + Duration::from_secs(net.wall(me)),
+            };
+            let timeless = net.sabotage == Some(Sabotage::ListsAreTimeless);
+            let list = net.served_list();
+            list.believe(&expected).map_err(|_| lost())?;
+            let since = if timeless { Some(0) } else { claim.since };
+            let (standing, edition) = (list.standing(&claim.instance, since), list.edition());
+            net.machines[me].seen = Some(edition);
+            Ok(standing)
         })
     }
 }
