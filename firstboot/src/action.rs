@@ -25,6 +25,7 @@ mod cluster;
 mod etcd;
 mod follow;
 mod node;
+mod objects;
 mod standing;
 mod units;
 

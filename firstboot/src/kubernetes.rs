@@ -12,8 +12,11 @@ use serde_json::{Value, json};
 use crate::failure::Failure;
 use crate::http::{Client, Fault, HttpError, Identity, Request, Settings, TlsFault, Trust};
 
+mod apply;
+pub mod field;
 mod path;
 
+pub use apply::{Applied, Conflict, Retired};
 pub use path::{collection, object};
 
 /// Who owns the fields that kimage applies.
@@ -162,6 +165,14 @@ impl Api {
         }
     }
 
+    /// Takes the object at `path` away; `false` if there is none.
+    pub fn delete(&self, path: &str) -> Result<bool, ApiError> {
+        match self.call(Request::delete(self.url(path))) {
+            Err(error) if error.code() == Some(404) => Ok(false),
+            answer => answer.map(|_| true),
+        }
+    }
+
     /// Adds an object to the collection at `path`. A `409` means that it is there already.
     pub fn create(&self, path: &str, object: &Value) -> Result<Value, ApiError> {
         let body = crate::http::to_json(object)?;
@@ -182,19 +193,6 @@ impl Api {
         let request =
             Request::patch(self.url(path), &body).header("content-type", "application/merge-patch+json");
         self.call(request)
-    }
-
-    /// Makes the object be as `object` says (server-side apply); fields that it doesn't name stay.
-    pub fn apply(&self, object: &Value) -> Result<Value, ApiError> {
-        let path = path::object(object).map_err(|what| {
-            ApiError::Http(HttpError {
-                url: self.server.clone(),
-                fault: Fault::Broken(what),
-            })
-        })?;
-        let body = crate::http::to_json(object)?;
-        let url = self.url(&format!("{path}?fieldManager={FIELD_MANAGER}&force=true"));
-        self.call(Request::patch(url, &body).header("content-type", "application/apply-patch+yaml"))
     }
 
     fn url(&self, path: &str) -> String {

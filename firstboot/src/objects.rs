@@ -1,20 +1,25 @@
 //! Kubernetes objects of a cluster, in the order in which they are applied: those that `kubeadm init` makes under the
 //! same names, and what the services of kimage's hosts need.
 //!
-//! Every control plane computes the same objects from the same NodeConfig; whoever holds the lease applies them.
+//! Every control plane computes the same objects from the same NodeConfig; whoever holds the lease applies them
+//! ([`apply`]), once for each [`version`]. Whoever changes an object raises the version.
 
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use kimage_roles::node_config::NodeConfig;
+use kimage_roles::node_config::{NodeConfig, Secrets};
 use serde_json::{Value, json};
 
+pub mod apply;
 mod bootstrap;
 mod configuration;
 mod dns;
+pub mod made;
 mod namespace;
 mod network;
 mod rbac;
+pub mod retired;
+pub mod version;
 
 pub use bootstrap::cluster_info;
 pub use dns::IMAGE as DNS_IMAGE;
@@ -27,29 +32,33 @@ const NODE_TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token"
 /// All kubelets.
 const NODES_GROUP: &str = "system:nodes";
 
-/// All objects, as they should be at the moment `now`. `etcd` are the client URLs of all members. Some values are
-/// secrets: never print them.
-pub fn all(config: &NodeConfig, etcd: &[String], now: SystemTime) -> Result<Vec<Value>> {
-    let secrets = config
-        .secrets
-        .as_ref()
-        .context("a control plane needs `secrets` in its NodeConfig")?;
-    let ca = secrets
-        .ca
-        .as_ref()
-        .context("a control plane needs `secrets.ca` in its NodeConfig")?;
+/// All objects but bootstrap tokens. `etcd` are the client URLs of all members.
+pub fn all(config: &NodeConfig, etcd: &[String]) -> Result<Vec<Value>> {
+    let ca = secrets(config)?.ca.as_ref();
+    let ca = ca.context("a control plane needs `secrets.ca` in its NodeConfig")?;
     let mut objects = vec![administrators(), namespace::kube_system()];
     objects.extend(configuration::objects(config, etcd));
     objects.extend(bootstrap::objects(config, &ca.certificate));
-    for token in &secrets.bootstrap_tokens {
-        // Kubernetes has deleted an expired one and would do so again.
-        if !bootstrap::is_expired(token, now)? {
-            objects.push(bootstrap::token_secret(token)?);
-        }
-    }
     objects.extend(dns::objects(config)?);
     objects.extend(network::objects(config));
     Ok(objects)
+}
+
+/// The bootstrap tokens that still serve at the moment `now`: id and Secret. They are secrets: never print them.
+pub fn tokens(config: &NodeConfig, now: SystemTime) -> Result<Vec<(String, Value)>> {
+    let mut tokens = Vec::new();
+    for token in &secrets(config)?.bootstrap_tokens {
+        // Kubernetes has deleted an expired one and would do so again.
+        if !bootstrap::is_expired(token, now)? {
+            tokens.push(bootstrap::token_secret(token)?);
+        }
+    }
+    Ok(tokens)
+}
+
+fn secrets(config: &NodeConfig) -> Result<&Secrets> {
+    let secrets = config.secrets.as_ref();
+    secrets.context("a control plane needs `secrets` in its NodeConfig")
 }
 
 /// kubeadm's admin.conf is of a group that this binding makes administrators. `kubeadm init` applies it first, with
@@ -99,27 +108,54 @@ mod tests {
     use super::*;
     use crate::machine::tests::control_plane;
 
-    fn at(now: &str) -> Vec<Value> {
-        let etcd = ["https://10.0.0.5:2379".to_owned()];
-        let now: jiff::Timestamp = now.parse().unwrap();
-        all(&control_plane(), &etcd, now.into()).unwrap()
+    fn objects() -> Vec<Value> {
+        all(&control_plane(), &["https://10.0.0.5:2379".to_owned()]).unwrap()
+    }
+
+    /// Raise [`version::OWN`] with every change that makes this fail, then write down the digest that it says: otherwise
+    /// no cluster that lives would see the change.
+    #[test]
+    fn objects_that_change_have_another_version() {
+        let text: String = objects().iter().map(|object| format!("{object}\n")).collect();
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        let hex: String = digest.as_ref()[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let known = ("v1.36.3-kimage.1", "255f2761716514a4");
+        assert_eq!((version::OWN.to_string().as_str(), hex.as_str()), known);
     }
 
     #[test]
     fn an_expired_token_is_not_put_back() {
-        let tokens = |now| {
-            let objects = at(now).into_iter();
-            objects
-                .filter(|object| object["type"] == "bootstrap.kubernetes.io/token")
-                .count()
+        let tokens = |now: &str| {
+            let now: jiff::Timestamp = now.parse().unwrap();
+            tokens(&control_plane(), now.into()).unwrap()
         };
-        assert_eq!(tokens("2029-12-31T23:59:59Z"), 1);
-        assert_eq!(tokens("2030-01-01T00:00:00Z"), 0);
+        let before = tokens("2029-12-31T23:59:59Z");
+        assert_eq!(
+            before.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(),
+            ["abcdef"]
+        );
+        assert_eq!(before[0].1["type"], "bootstrap.kubernetes.io/token");
+        assert_eq!(tokens("2030-01-01T00:00:00Z"), []);
+    }
+
+    #[test]
+    fn no_object_is_secret_or_retired() {
+        for object in objects() {
+            assert_ne!(object["kind"], "Secret");
+            let name = made::name(&object);
+            assert!(
+                retired::ALL.iter().all(|old| made::name(&old.object()) != name),
+                "{name}"
+            );
+        }
     }
 
     #[test]
     fn every_object_is_named_once_and_has_no_field_of_the_server() {
-        let objects = at("2029-12-31T23:59:59Z");
+        let objects = objects();
         let mut names = BTreeSet::new();
         for object in &objects {
             let metadata = &object["metadata"];
@@ -145,7 +181,7 @@ mod tests {
         let mut other = control_plane();
         other.node.name = Some("cp-2".into());
         let etcd = ["https://10.0.0.5:2379".to_owned()];
-        let of = |config: &NodeConfig| all(config, &etcd, SystemTime::UNIX_EPOCH).unwrap();
+        let of = |config: &NodeConfig| all(config, &etcd).unwrap();
         assert_eq!(of(&control_plane()), of(&other));
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kimage_firstboot::http::Trust;
 use kimage_firstboot::join::is_ready;
-use kimage_firstboot::kubernetes::{Api, Caller};
+use kimage_firstboot::kubernetes::{Api, Applied, Caller};
 use kimage_roles::certificate::Profile;
 use kimage_roles::status::Phase;
 use serde_json::Value;
@@ -300,7 +300,11 @@ impl<M: Machine> Cluster<M> {
         let api = self.api()?;
         for object in objects {
             let what = format!("apply {} {}", object["kind"], object["metadata"]["name"]);
-            until(deadline, &what, || self.network.within(|| Ok(api.apply(object)?)))?;
+            until(deadline, &what, || {
+                let applied = self.network.within(|| Ok(api.apply(object)?))?;
+                ensure!(applied == Applied::Done, "{applied:?}");
+                Ok(())
+            })?;
         }
         Ok(())
     }

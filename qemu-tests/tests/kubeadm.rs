@@ -274,8 +274,9 @@ fn a_real_control_plane_takes_our_files_and_its_objects_are_kubeadms() {
     let theirs = made(cluster.objects());
     cluster.delete_all_but(&before);
 
-    let objects =
-        kimage_firstboot::objects::all(&config, &[etcd.to_owned()], std::time::SystemTime::now()).unwrap();
+    let mut objects = kimage_firstboot::objects::all(&config, &[etcd.to_owned()]).unwrap();
+    let tokens = kimage_firstboot::objects::tokens(&config, std::time::SystemTime::now()).unwrap();
+    objects.extend(tokens.into_iter().map(|(_, secret)| secret));
     cluster.apply(&objects);
     cluster.apply(&objects);
     let ours = made(cluster.objects());

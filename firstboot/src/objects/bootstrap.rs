@@ -80,8 +80,8 @@ pub(super) fn is_expired(token: &BootstrapToken, now: SystemTime) -> Result<bool
     Ok(SystemTime::from(expires) <= now)
 }
 
-/// The Secret of a bootstrap token. It holds the token.
-pub(super) fn token_secret(token: &BootstrapToken) -> Result<Value> {
+/// The id of a bootstrap token and its Secret, which holds the token.
+pub(super) fn token_secret(token: &BootstrapToken) -> Result<(String, Value)> {
     let (id, secret) = token
         .token
         .reveal()
@@ -102,13 +102,14 @@ pub(super) fn token_secret(token: &BootstrapToken) -> Result<Value> {
     if let Some(expires) = &token.expires {
         data["expiration"] = json!(STANDARD.encode(expires));
     }
-    Ok(json!({
+    let secret = json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": format!("bootstrap-token-{id}"), "namespace": "kube-system"},
         "type": "bootstrap.kubernetes.io/token",
         "data": data,
-    }))
+    });
+    Ok((id.to_owned(), secret))
 }
 
 #[cfg(test)]
