@@ -75,7 +75,7 @@ impl Bench {
     }
 
     /// As `kubectl edit` does: reads an object, changes it, writes all of it.
-    fn edit(&self, path: &str, change: impl Fn(&mut Value)) {
+    fn edit(&self, path: &str, change: impl Fn(&mut Value) + Sync) {
         let api = self.cluster.api().unwrap();
         let write = || {
             self.cluster.network().within(|| {
