@@ -7,21 +7,25 @@ use std::time::Duration;
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::KeyPair;
 use kimage_roles::secret::Secret;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::http::{Client, Fault, HttpError, Identity, Request, Settings, TlsFault, Trust};
+use crate::http::{Answer, Client, Fault, HttpError, Identity, Request, Settings, TlsFault, Trust};
 
 mod apply;
 pub mod field;
+mod list;
 mod path;
+mod watch;
 
 pub use apply::{Applied, Conflict, Retired};
-pub use path::{collection, object};
+pub use path::{collection, object, segment};
+pub use watch::{Versioned, Watched};
 
 /// Who owns the fields that kimage applies.
 const FIELD_MANAGER: &str = "kimage";
-/// An object may be large (a CoreDNS Corefile is not); lists are never read whole.
+/// An object may be large (a CoreDNS Corefile is not); lists that others can make long are read by [`Api::list`].
 const MAX_ANSWER: usize = 8 << 20;
 
 /// Why a call failed.
@@ -165,6 +169,16 @@ impl Api {
         }
     }
 
+    /// What `T` keeps of the object at `path`; `None` if there is none.
+    pub fn read<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, ApiError> {
+        let answer = self.client.send(&self.request(Request::get(self.url(path))))?;
+        match answer.status {
+            404 => Ok(None),
+            200..300 => Ok(Some(answer.json()?)),
+            _ => Err(refused(&answer)),
+        }
+    }
+
     /// Takes the object at `path` away; `false` if there is none.
     pub fn delete(&self, path: &str) -> Result<bool, ApiError> {
         match self.call(Request::delete(self.url(path))) {
@@ -211,12 +225,17 @@ impl Api {
         if (200..300).contains(&answer.status) {
             return Ok(answer.json()?);
         }
-        let said: Value = answer.json().unwrap_or_else(|_| json!({}));
-        let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-        Err(ApiError::Refused {
-            code: answer.status,
-            reason: text("reason"),
-            message: text("message"),
-        })
+        Err(refused(&answer))
+    }
+}
+
+/// What the Status object of an answer says that is no success.
+fn refused(answer: &Answer) -> ApiError {
+    let said: Value = answer.json().unwrap_or_else(|_| json!({}));
+    let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+    ApiError::Refused {
+        code: answer.status,
+        reason: text("reason"),
+        message: text("message"),
     }
 }

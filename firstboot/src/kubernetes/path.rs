@@ -1,4 +1,5 @@
-//! Where objects are: the API's own rules, for the kinds that kimage makes.
+//! Where objects are: the API's own rules, for the kinds that kimage makes. Whatever stands in a path or a query went
+//! through [`segment`]: a name from outside can't lead to another path.
 
 use serde_json::Value;
 
@@ -34,17 +35,34 @@ pub fn collection(object: &Value) -> Result<String, String> {
     let group = if version.contains('/') { "apis" } else { "api" };
     if *namespaced {
         let namespace = text("/metadata/namespace").ok_or_else(|| format!("a {kind} without namespace"))?;
+        let namespace = segment(namespace);
         Ok(format!("/{group}/{version}/namespaces/{namespace}/{plural}"))
     } else {
         Ok(format!("/{group}/{version}/{plural}"))
     }
 }
 
-/// Path of `object` itself. Names with a colon (`kubeadm:node-proxier`) are escaped.
+/// Path of `object` itself.
 pub fn object(object: &Value) -> Result<String, String> {
     let name = object.pointer("/metadata/name").and_then(Value::as_str);
-    let name = name.ok_or("an object without name")?.replace(':', "%3A");
+    let name = segment(name.ok_or("an object without name")?);
     Ok(format!("{}/{name}", collection(object)?))
+}
+
+/// `text` as one segment of a path or one value of a query (RFC 3986): everything but unreserved characters is
+/// percent-encoded, and a text of dots only, which clients and servers would take for a step in the tree, is so too.
+pub fn segment(text: &str) -> String {
+    let steps = text.bytes().all(|byte| byte == b'.');
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) || byte == b'.' && !steps;
+        if plain {
+            segment.push(char::from(byte));
+        } else {
+            segment.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    segment
 }
 
 #[cfg(test)]
@@ -52,6 +70,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn no_text_leaves_its_segment() {
+        for (text, encoded) in [
+            ("w1.example.com", "w1.example.com"),
+            ("a b", "a%20b"),
+            ("..", "%2E%2E"),
+            ("../x", "..%2Fx"),
+            ("%2F", "%252F"),
+            ("ä#", "%C3%A4%23"),
+            ("", ""),
+        ] {
+            assert_eq!(segment(text), encoded);
+        }
+    }
 
     #[test]
     fn objects_are_where_the_api_keeps_them() {
@@ -69,6 +102,11 @@ mod tests {
         assert_eq!(
             of("rbac.authorization.k8s.io/v1", "ClusterRole", None).unwrap(),
             "/apis/rbac.authorization.k8s.io/v1/clusterroles/a%3Ab"
+        );
+        let hostile = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "w1?watch=true/../x"}});
+        assert_eq!(
+            object(&hostile).unwrap(),
+            "/api/v1/nodes/w1%3Fwatch%3Dtrue%2F..%2Fx"
         );
         assert!(of("v1", "ConfigMap", None).is_err());
         assert!(of("v1", "Unheard", None).is_err());
