@@ -6,13 +6,13 @@
 //! The agent never ends by itself: what fails is said once and tried again, and what the platform said last that made
 //! sense counts until it says something else that does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::{NodeConfig, NodeRole};
 
 use crate::action::{Action, Member, Worker};
-use crate::approver;
+use crate::approver::Approver;
 use crate::failure::Failure;
 use crate::host::Host;
 use crate::plan::{is_stacked, plan};
@@ -27,8 +27,10 @@ mod voice;
 use configuration::Configuration;
 use supervisor::{Chore, Shift, Work};
 
-/// Between two looks at the requests that wait: a kubelet asks once and waits.
+/// Between an approver that failed and the next one.
 const APPROVALS: Duration = Duration::from_secs(2);
+/// So long an approver works on end.
+const SESSION: Duration = Duration::from_secs(600);
 /// Between two looks at the members of etcd.
 const MEMBERSHIP: Duration = Duration::from_secs(10);
 /// Between two looks at the ages of certificates.
@@ -84,12 +86,18 @@ fn follow_etcd<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
     }))
 }
 
+/// Approves requests as they come.
 fn approve<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
-    let worker = Worker::new(shift.host, &shift.machine);
+    let machine = &shift.machine;
+    let worker = Worker::new(shift.host, machine);
+    let mut approver = Approver::new(&machine.config, &machine.name, machine.address);
     Ok(Box::new(move || {
-        let lines = approver::approve_waiting(&worker.own_api()?);
-        let lines = lines.map_err(|error| error.failure(Cause::ApiServerNotReady))?;
-        shift.say(&lines.join("; "));
+        let api = worker.own_api()?;
+        let began = Instant::now();
+        // The caller's certificate lives an hour.
+        let is_over = || began.elapsed() > SESSION || shift.is_over();
+        let worked = approver.work(&api, &|text| shift.say(text), &is_over);
+        worked.map_err(|error| error.failure(Cause::ApiServerNotReady))?;
         Ok(APPROVALS)
     }))
 }

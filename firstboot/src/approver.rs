@@ -1,274 +1,240 @@
-//! Signs off the serving certificates of kubelets: nothing in Kubernetes does, and without them `logs` and `exec` don't
-//! work where the API server checks whom it calls.
+//! Signs off the certificates of kubelets: those that they serve with, which nobody in Kubernetes does, and those that
+//! make them nodes, for which Kubernetes' own approver asks too little.
 //!
-//! A request is approved when the node itself asks for its own name and for addresses that its Node object has.
+//! Whoever asks is hostile until proven: a worker may be stolen, a token may be stolen, and every text is anybody's. So
+//! what is judged is the very bytes that are signed ([`der`]), what a node says about itself counts for nothing
+//! ([`serving`], [`client`]), a request that makes no sense is one line and the next request's turn, and no number of
+//! requests, however large, takes more than a little memory.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
-use x509_parser::certification_request::X509CertificationRequest;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
-use x509_parser::pem::parse_x509_pem;
-use x509_parser::prelude::FromDer;
+use kimage_roles::node_config::NodeConfig;
+use serde_json::json;
 
-use crate::kubernetes::{Api, ApiError};
+use crate::kubernetes::{Api, ApiError, segment};
 
-const SIGNER: &str = "kubernetes.io/kubelet-serving";
-const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-const USER_PREFIX: &str = "system:node:";
-const GROUP: &str = "system:nodes";
-/// Usages that a serving certificate may have; the second stands only with RSA keys.
-const USAGES: [&str; 3] = ["digital signature", "key encipherment", "server auth"];
-
-/// Looks at all requests that wait; says what it approved and what it didn't, a line each.
-pub fn approve_waiting(api: &Api) -> Result<Vec<String>, ApiError> {
-    // Version 0: what the API server has in memory will do, and spares etcd a question every other second.
-    let list = api.get(&format!(
-        "{REQUESTS}?fieldSelector=spec.signerName%3Dkubernetes.io%2Fkubelet-serving&resourceVersion=0"
-    ))?;
-    let empty = Vec::new();
-    let items = list
-        .as_ref()
-        .and_then(|list| list["items"].as_array())
-        .unwrap_or(&empty);
-    let mut lines = Vec::new();
-    for request in items.iter().filter(|request| waits(request)) {
-        let name = request
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        match judge(request, |node| api.get(&format!("/api/v1/nodes/{node}")))? {
-            Ok(node) => {
-                approve(api, name, request)?;
-                lines.push(format!("approved {name}: serving certificate of {node}"));
-            }
-            Err(why) => lines.push(format!("not approved {name}: {why}")),
-        }
-    }
-    Ok(lines)
-}
-
-fn waits(request: &Value) -> bool {
-    let conditions = request.pointer("/status/conditions").and_then(Value::as_array);
-    request.pointer("/spec/signerName").and_then(Value::as_str) == Some(SIGNER)
-        && conditions.is_none_or(Vec::is_empty)
-}
-
-fn approve(api: &Api, name: &str, request: &Value) -> Result<(), ApiError> {
-    let mut approved = request.clone();
-    approved["status"]["conditions"] = json!([{
-        "type": "Approved",
-        "status": "True",
-        "reason": "KimageNodeServing",
-        "message": "the node asks for its own name and addresses",
-    }]);
-    match api.replace(&format!("{REQUESTS}/{name}/approval"), &approved) {
-        // Another control plane was faster.
-        Err(error) if error.code() == Some(409) => Ok(()),
-        other => other.map(drop),
-    }
-}
-
-/// The node whose request is fine, or why it isn't. `node` looks up a Node.
-fn judge(
-    request: &Value,
-    node: impl FnOnce(&str) -> Result<Option<Value>, ApiError>,
-) -> Result<Result<String, String>, ApiError> {
-    let asked = match Asked::read(request) {
-        Ok(asked) => asked,
-        Err(why) => return Ok(Err(why)),
-    };
-    let Some(found) = node(&asked.node)? else {
-        return Ok(Err(format!("there is no Node {}", asked.node)));
-    };
-    let known = addresses(&found);
-    let strangers: Vec<&String> = asked.names.iter().filter(|name| !known.contains(*name)).collect();
-    if strangers.is_empty() {
-        Ok(Ok(asked.node))
-    } else {
-        Ok(Err(format!("Node {} has no address {strangers:?}", asked.node)))
-    }
-}
-
-/// What a request asks for.
-struct Asked {
-    node: String,
-    /// DNS names and addresses.
-    names: BTreeSet<String>,
-}
-
-impl Asked {
-    fn read(request: &Value) -> Result<Self, String> {
-        let spec = &request["spec"];
-        let user = spec["username"].as_str().unwrap_or_default();
-        let node = user
-            .strip_prefix(USER_PREFIX)
-            .ok_or_else(|| format!("`{user}` is no node"))?;
-        let texts = |key: &str| -> Vec<&str> {
-            let list = spec[key].as_array().map(Vec::as_slice).unwrap_or_default();
-            list.iter().filter_map(Value::as_str).collect()
-        };
-        if !texts("groups").contains(&GROUP) {
-            return Err(format!("`{user}` is not in {GROUP}"));
-        }
-        let usages = texts("usages");
-        if !usages.contains(&"server auth") || usages.iter().any(|usage| !USAGES.contains(usage)) {
-            return Err(format!("usages {usages:?} are not those of a server"));
-        }
-        let pem = STANDARD.decode(spec["request"].as_str().unwrap_or_default());
-        let pem = pem.map_err(|_| "the request is not base64".to_owned())?;
-        let names = names(&pem, user)?;
-        Ok(Self {
-            node: node.to_owned(),
-            names,
-        })
-    }
-}
-
-/// The names in a certificate signing request (RFC 2986) whose subject is `user` of [`GROUP`].
-fn names(pem: &[u8], user: &str) -> Result<BTreeSet<String>, String> {
-    let broken = |what: &str| format!("the request is no certificate signing request: {what}");
-    let (_, pem) = parse_x509_pem(pem).map_err(|_| broken("not PEM"))?;
-    let (_, csr) = X509CertificationRequest::from_der(&pem.contents).map_err(|_| broken("not DER"))?;
-    let subject = &csr.certification_request_info.subject;
-    let one = |mut values: Vec<&str>| match (values.pop(), values.is_empty()) {
-        (Some(value), true) => value.to_owned(),
-        _ => String::new(),
-    };
-    let common = one(subject
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok())
-        .collect());
-    let organization = one(subject
-        .iter_organization()
-        .filter_map(|name| name.as_str().ok())
-        .collect());
-    if common != user || organization != GROUP {
-        return Err(format!(
-            "`{user}` asks for a certificate of `{common}` in `{organization}`"
-        ));
-    }
-    let mut names = BTreeSet::new();
-    for extension in csr.requested_extensions().into_iter().flatten() {
-        let ParsedExtension::SubjectAlternativeName(alternative) = extension else {
-            continue;
-        };
-        for name in &alternative.general_names {
-            names.insert(match name {
-                GeneralName::DNSName(name) => (*name).to_owned(),
-                GeneralName::IPAddress(bytes) => address(bytes).ok_or_else(|| broken("an odd address"))?,
-                other => return Err(format!("asks for a name of another kind: {other}")),
-            });
-        }
-    }
-    if names.is_empty() {
-        return Err("asks for no name".to_owned());
-    }
-    Ok(names)
-}
-
-fn address(bytes: &[u8]) -> Option<String> {
-    let address: IpAddr = match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok()?.into(),
-        16 => <[u8; 16]>::try_from(bytes).ok()?.into(),
-        _ => return None,
-    };
-    Some(address.to_string())
-}
-
-/// Names and addresses that a Node object has.
-fn addresses(node: &Value) -> BTreeSet<String> {
-    let list = node.pointer("/status/addresses").and_then(Value::as_array);
-    let list = list.map(Vec::as_slice).unwrap_or_default();
-    list.iter()
-        .filter_map(|address| address["address"].as_str())
-        // One spelling for each address.
-        .map(|text| {
-            text.parse::<IpAddr>()
-                .map_or_else(|_| text.to_owned(), |address| address.to_string())
-        })
-        .collect()
-}
-
+mod client;
 #[cfg(test)]
-mod tests {
-    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+mod cluster;
+mod der;
+mod node_name;
+mod pins;
+mod presence;
+mod request;
+mod reserved;
+mod rivals;
+mod serving;
+mod site;
+mod tally;
+mod verdict;
+mod watch;
 
-    use super::*;
+pub use der::Asked;
+pub use node_name::NodeName;
+pub use request::{Metadata, Object, Signer, read};
 
-    fn request(user: &str, group: &str, common: &str, names: &[&str], usages: &[&str]) -> Value {
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = DistinguishedName::new();
-        parameters
-            .distinguished_name
-            .push(DnType::OrganizationName, group);
-        parameters.distinguished_name.push(DnType::CommonName, common);
-        parameters.subject_alt_names = names
-            .iter()
-            .map(|name| match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
-            })
-            .collect();
-        let csr = parameters
-            .serialize_request(&KeyPair::generate().unwrap())
-            .unwrap();
-        json!({"metadata": {"name": "csr-1"}, "spec": {
-            "signerName": SIGNER, "username": user, "groups": [group, "system:authenticated"], "usages": usages,
-            "request": STANDARD.encode(csr.pem().unwrap()),
-        }})
+use pins::Pin;
+use presence::Watchman;
+use reserved::Reserved;
+use site::Site;
+use tally::Tally;
+use verdict::Verdict;
+
+/// Where requests are.
+const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+/// All kubelets.
+const NODES: &str = crate::objects::NODES_GROUP;
+/// More requests than this are not remembered to be looked at again: of each node, one for each signer.
+const MAX_WAITING: usize = 4096;
+/// How often it is seen whether there is something else to do.
+const PULSE: Duration = Duration::from_secs(1);
+
+/// The approver of one control plane.
+pub struct Approver {
+    reserved: Reserved,
+    node: String,
+    address: IpAddr,
+    watchman: Watchman,
+    waiting: BTreeMap<(NodeName, Signer), Waiting>,
+    tally: Tally,
+}
+
+/// A request that is not to be approved now.
+struct Waiting {
+    name: String,
+    why: String,
+    /// When it is looked at again.
+    when: Instant,
+}
+
+impl fmt::Debug for Approver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Approver")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
+}
 
-    fn verdict(request: &Value) -> Result<String, String> {
-        judge(request, |name| {
-            Ok((name == "w1").then(|| {
-                json!({"status": {"addresses": [
-                    {"type": "InternalIP", "address": "10.0.0.7"}, {"type": "Hostname", "address": "w1"}]}})
-            }))
-        })
-        .unwrap()
-    }
-
-    const SERVER: [&str; 2] = ["digital signature", "server auth"];
-    const NODE: &str = "system:node:w1";
-
-    #[test]
-    fn a_node_gets_a_certificate_for_its_own_name_and_address() {
-        let fine = request(NODE, GROUP, NODE, &["w1", "10.0.0.7"], &SERVER);
-        assert!(waits(&fine));
-        assert_eq!(verdict(&fine), Ok("w1".to_owned()));
-    }
-
-    #[test]
-    fn whatever_else_is_asked_for_is_not_approved() {
-        let client = ["digital signature", "client auth"];
-        for (request, why) in [
-            (request(NODE, GROUP, NODE, &["10.0.0.8"], &SERVER), "no address"),
-            (
-                request(NODE, GROUP, NODE, &["w1", "kubernetes"], &SERVER),
-                "no address",
-            ),
-            (request(NODE, GROUP, NODE, &[], &SERVER), "no name"),
-            (
-                request(NODE, GROUP, "system:node:w2", &["w1"], &SERVER),
-                "asks for a certificate of",
-            ),
-            (request(NODE, "system:masters", NODE, &["w1"], &SERVER), "not in"),
-            (request("admin", GROUP, "admin", &["w1"], &SERVER), "is no node"),
-            (request(NODE, GROUP, NODE, &["w1"], &client), "usages"),
-            (
-                request("system:node:w9", GROUP, "system:node:w9", &["w9"], &SERVER),
-                "no Node",
-            ),
-        ] {
-            let said = verdict(&request).unwrap_err();
-            assert!(said.contains(why), "{said} lacks {why}");
+impl Approver {
+    /// The approver of the control plane called `node` at `address`, as its platform says.
+    pub fn new(config: &NodeConfig, node: &str, address: IpAddr) -> Self {
+        Self {
+            reserved: Reserved::of(config),
+            node: node.to_owned(),
+            address,
+            watchman: Watchman::default(),
+            waiting: BTreeMap::new(),
+            tally: Tally::default(),
         }
-        let mut broken = request(NODE, GROUP, NODE, &["w1"], &SERVER);
-        broken["spec"]["request"] = json!("AAAA");
-        assert!(verdict(&broken).is_err());
     }
+
+    /// Looks at all requests that wait, then at each that comes, until `is_over` or something fails; it begins anew then.
+    /// `say` tells people what was approved and what wasn't.
+    pub fn work(
+        &mut self,
+        api: &Api,
+        say: &dyn Fn(&str),
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<(), ApiError> {
+        for name in rivals::remove(api)? {
+            say(&format!(
+                "removed ClusterRoleBinding {name}: certificates of clients are approved here"
+            ));
+        }
+        self.claim_own_address(api)?;
+        self.waiting.clear();
+        let requests = watch::start(api.clone());
+        while !is_over() {
+            match requests.recv_timeout(PULSE) {
+                Ok(Ok(request)) => self.look_at(api, &request),
+                Ok(Err(error)) => return Err(error),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.look_again(api, Instant::now());
+            if let Some(text) = self.tally.due(Instant::now()) {
+                say(&text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds this control plane's address to it, whoever has it: this machine's platform is the witness, and who holds the
+    /// cluster's keys needs no certificate of ours.
+    fn claim_own_address(&self, api: &Api) -> Result<(), ApiError> {
+        let broken = || api.broken(format!("`{}` is no name of a Node", self.node));
+        let node = NodeName::parse(&self.node).ok_or_else(broken)?;
+        let own = Pin::new(self.address, &node, true);
+        let old = api.pin(self.address)?;
+        let known = old
+            .as_ref()
+            .is_some_and(|old| old.node == own.node && old.by_control_plane);
+        if !known && !api.bind(&own, old.as_ref())? {
+            return Err(api.broken(format!("somebody else binds {} just now", self.address)));
+        }
+        // What the machine was called or had before.
+        for pin in api
+            .pins_of(&node)?
+            .iter()
+            .filter(|pin| pin.address != self.address)
+        {
+            api.release(pin)?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, api: &Api, request: &Object) {
+        let Some(signer) = request.waits_for() else {
+            return;
+        };
+        let now = Instant::now();
+        let name = &request.metadata.name;
+        match self.judge(request, signer, api, now) {
+            Ok(Verdict::Approve(node, why)) => {
+                self.waiting.remove(&(node.clone(), signer));
+                match approve(api, &request.metadata, why) {
+                    Ok(true) => self.tally.add(now, format!("approved {name}: {node}: {why}")),
+                    // Another control plane was faster.
+                    Ok(false) => {}
+                    Err(error) => self.later((node, signer), name, error.to_string(), now, PULSE),
+                }
+            }
+            Ok(Verdict::Never(why)) => self.tally.add(now, format!("not approved {name}: {why}")),
+            Ok(Verdict::Later { node, again, why }) => self.later((node, signer), name, why, now, again),
+            // The cluster could not be asked about this one; the next one may be about something else.
+            Err(error) => self.tally.add(now, format!("not judged {name}: {error}")),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        request: &Object,
+        signer: Signer,
+        site: &dyn Site,
+        now: Instant,
+    ) -> Result<Verdict, ApiError> {
+        let judge = match signer {
+            Signer::Serving => serving::judge,
+            Signer::Client => client::judge,
+        };
+        judge(request, site, &self.reserved, &mut self.watchman, now)
+    }
+
+    /// The newest request of each node is looked at again: a kubelet that is refused makes another one after a while.
+    fn later(&mut self, key: (NodeName, Signer), name: &str, why: String, now: Instant, again: Duration) {
+        let known = self.waiting.get(&key);
+        if known.is_none() && self.waiting.len() >= MAX_WAITING {
+            return self.tally.add(now, format!("not approved {name}: too many wait"));
+        }
+        if known.is_none_or(|known| known.why != why) {
+            self.tally.add(now, format!("not approved {name}: {why}"));
+        }
+        let (name, when) = (name.to_owned(), now + again);
+        self.waiting.insert(key, Waiting { name, why, when });
+    }
+
+    fn look_again(&mut self, api: &Api, now: Instant) {
+        let due = self.waiting.iter().filter(|(_, waiting)| waiting.when <= now);
+        let due: Vec<_> = due
+            .map(|(key, waiting)| (key.clone(), waiting.name.clone()))
+            .collect();
+        for (key, name) in due {
+            match api.read::<Object>(&format!("{REQUESTS}/{}", segment(&name))) {
+                Ok(Some(request)) if request.waits_for().is_some() => self.look_at(api, &request),
+                Ok(_) => drop(self.waiting.remove(&key)),
+                Err(error) => self.later(key, &name, error.to_string(), now, PULSE),
+            }
+        }
+    }
+}
+
+/// Approves just the edition of the request that was judged; `false` when there is another by now.
+fn approve(api: &Api, request: &Metadata, why: &str) -> Result<bool, ApiError> {
+    let patch = json!({
+        "metadata": {"uid": request.uid, "resourceVersion": request.resource_version},
+        "status": {"conditions": [{
+            "type": "Approved",
+            "status": "True",
+            "reason": "KimageApproved",
+            "message": why,
+        }]},
+    });
+    match api.merge(&format!("{REQUESTS}/{}/approval", segment(&request.name)), &patch) {
+        Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+/// Refuses a certificate that says it is somebody else than the node.
+fn same(node: &NodeName, common_name: &str, organization: &str) -> Result<(), String> {
+    if common_name == node.user() && organization == NODES {
+        return Ok(());
+    }
+    Err(format!(
+        "Node {node} asks for a certificate of {common_name:?} in {organization:?}"
+    ))
 }

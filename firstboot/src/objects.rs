@@ -28,9 +28,9 @@ pub use dns::IMAGE as DNS_IMAGE;
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
 /// What every token of `kubeadm token create` belongs to.
-const NODE_TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
+pub(crate) const NODE_TOKEN_GROUP: &str = "system:bootstrappers:kubeadm:default-node-token";
 /// All kubelets.
-const NODES_GROUP: &str = "system:nodes";
+pub(crate) const NODES_GROUP: &str = "system:nodes";
 
 /// All objects but bootstrap tokens. `etcd` are the client URLs of all members.
 pub fn all(config: &NodeConfig, etcd: &[String]) -> Result<Vec<Value>> {

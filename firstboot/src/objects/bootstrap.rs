@@ -1,5 +1,6 @@
 //! How machines join: the cluster's identity for everybody, bootstrap tokens, and what their holders may do (kubeadm's
-//! phase bootstrap-token).
+//! phase bootstrap-token), but for the two bindings by which the controller manager approves kubelets' certificates: it
+//! would give a token's holder the name of any node. [`crate::approver`] does that here.
 
 use std::time::SystemTime;
 
@@ -9,28 +10,16 @@ use base64::engine::general_purpose::STANDARD;
 use kimage_roles::node_config::{BootstrapToken, NodeConfig};
 use serde_json::{Value, json};
 
-use super::{NODE_TOKEN_GROUP, NODES_GROUP, config_map, rbac};
+use super::{NODE_TOKEN_GROUP, config_map, rbac};
 
 const PUBLIC: &str = "kube-public";
 
 pub(super) fn objects(config: &NodeConfig, ca: &str) -> Vec<Value> {
     let tokens = [rbac::group(NODE_TOKEN_GROUP)];
-    let nodes = [rbac::group(NODES_GROUP)];
-    let approve = "system:certificates.k8s.io:certificatesigningrequests";
     let mut objects = vec![
         rbac::cluster_role("kubeadm:get-nodes", &[rbac::rule("", &["nodes"], &["get"])]),
         rbac::cluster_role_binding("kubeadm:get-nodes", "kubeadm:get-nodes", &tokens),
         rbac::cluster_role_binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", &tokens),
-        rbac::cluster_role_binding(
-            "kubeadm:node-autoapprove-bootstrap",
-            &format!("{approve}:nodeclient"),
-            &tokens,
-        ),
-        rbac::cluster_role_binding(
-            "kubeadm:node-autoapprove-certificate-rotation",
-            &format!("{approve}:selfnodeclient"),
-            &nodes,
-        ),
         // Since 1.36.1 the API server's client certificate has no group: without this there are no logs and no exec.
         rbac::cluster_role_binding(
             "kubeadm:apiserver-kubelet-client",

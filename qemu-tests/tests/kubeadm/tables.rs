@@ -142,6 +142,14 @@ pub(crate) const OBJECTS: &[Deviation] = &[
         "kubeadm makes it outside of the phases that run here",
     ),
     (
+        "ClusterRoleBinding /kubeadm:node-autoapprove-bootstrap",
+        "our approver gives a token no name of a node that lives",
+    ),
+    (
+        "ClusterRoleBinding /kubeadm:node-autoapprove-certificate-rotation",
+        "our approver renews nodes' certificates",
+    ),
+    (
         "ConfigMap kube-public/cluster-info.data.kubeconfig.clusters[0].cluster",
         "kubeadm copies how this test reaches the server",
     ),
