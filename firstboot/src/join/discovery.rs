@@ -1,9 +1,17 @@
 //! What `kube-public/cluster-info` says, and whether to believe it.
+//!
+//! The token signs all of it, and every worker of the cluster knows a token: so what is taken from it is bound to the
+//! pinned hashes besides, and written anew. Of the authorities every one must be pinned: the kubelet (Go) believes all of
+//! a file, so one more than was judged would be somebody else's authority. The server is an address in the one form
+//! that Go's and our reader of URLs agree on. The signature needs no such care: nobody else reads it again, and its MAC is
+//! over the header as it stands there.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_roles::cause::Cause;
 use kimage_roles::certificate::public_key_hash_der;
+use kimage_roles::node_config::Endpoint;
+use kimage_roles::pem;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -55,7 +63,7 @@ pub(super) fn check(object: &Value, token: &Token, hashes: &[String]) -> Result<
         (Some(true), true) => Ok(found),
         (Some(true), false) => Err(Failure::because(
             Cause::CaHashMismatch,
-            "the cluster knows the token, but none of its authorities has a hash of join.caCertHashes",
+            "the cluster knows the token, but one of its authorities at least has no hash of join.caCertHashes",
         )),
         (None, true) => Err(Failure::because(
             Cause::TokenUnknown,
@@ -85,36 +93,35 @@ fn parse(text: &str) -> Result<Discovered, Failure> {
             config.clusters.len()
         )));
     };
-    if !cluster.server.starts_with("https://") {
-        return Err(broken("its server is no https URL".to_owned()));
-    }
+    let endpoint = cluster.server.strip_prefix("https://");
+    let endpoint: Option<Endpoint> = endpoint.and_then(|endpoint| endpoint.parse().ok());
+    let endpoint = endpoint.ok_or_else(|| broken("its server is not https://HOST:PORT".to_owned()))?;
     let authority = STANDARD.decode(&cluster.authority).ok();
     let authority = authority.and_then(|bytes| String::from_utf8(bytes).ok());
+    let authority = authority.ok_or_else(|| broken("its authority is not base64 of PEM".to_owned()))?;
+    let authorities =
+        pem::certificates(&authority).map_err(|what| broken(format!("its authority: {what}")))?;
     Ok(Discovered {
-        server: cluster.server.clone(),
-        ca_certificate: authority.ok_or_else(|| broken("its authority is not base64 of PEM".to_owned()))?,
+        server: endpoint.url(),
+        ca_certificate: pem::encode_certificates(authorities.iter().map(Vec::as_slice)),
     })
 }
 
-fn is_pinned(pem: &str, hashes: &[String]) -> Result<bool, Failure> {
-    for block in x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()) {
-        let block = block.map_err(|error| {
-            Failure::because(
-                Cause::ApiServerNotReady,
-                format!("cluster-info's authority: {error}"),
-            )
-        })?;
-        let hash = public_key_hash_der(&block.contents).map_err(|error| {
-            Failure::because(
-                Cause::ApiServerNotReady,
-                format!("cluster-info's authority: {error}"),
-            )
-        })?;
-        if hashes.iter().any(|pinned| pinned.eq_ignore_ascii_case(&hash)) {
-            return Ok(true);
+/// Whether every authority is pinned.
+fn is_pinned(bundle: &str, hashes: &[String]) -> Result<bool, Failure> {
+    let broken = |what: String| {
+        Failure::because(
+            Cause::ApiServerNotReady,
+            format!("cluster-info's authority: {what}"),
+        )
+    };
+    for der in pem::certificates(bundle).map_err(broken)? {
+        let hash = public_key_hash_der(&der).map_err(|error| broken(error.to_string()))?;
+        if !hashes.iter().any(|pinned| pinned.eq_ignore_ascii_case(&hash)) {
+            return Ok(false);
         }
     }
-    Ok(false)
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -133,20 +140,27 @@ mod tests {
         hash: String,
     }
 
+    fn authority() -> String {
+        let pair = Authority::create("kubernetes", SystemTime::now());
+        pair.unwrap().certificate
+    }
+
     fn fixture() -> Fixture {
+        let ca = authority();
+        let (token, object) = signed("https://lb:6443", &ca);
+        let hash = public_key_hash(&ca).unwrap();
+        Fixture { token, object, hash }
+    }
+
+    /// A cluster-info that the token has signed.
+    fn signed(server: &str, ca: &str) -> (Token, Value) {
         let token = Token::parse(&Secret::new("abcdef.0123456789abcdef")).unwrap();
-        let ca = Authority::create("kubernetes", SystemTime::now())
-            .unwrap()
-            .certificate;
         let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
-            "server": "https://lb:6443", "certificate-authority-data": STANDARD.encode(&ca)}}]})
+            "server": server, "certificate-authority-data": STANDARD.encode(ca)}}]})
         .to_string();
         let signature = token.sign(&kubeconfig);
-        Fixture {
-            token,
-            object: json!({"data": {"kubeconfig": kubeconfig, "jws-kubeconfig-abcdef": signature}}),
-            hash: public_key_hash(&ca).unwrap(),
-        }
+        let object = json!({"data": {"kubeconfig": kubeconfig, "jws-kubeconfig-abcdef": signature}});
+        (token, object)
     }
 
     fn cause(object: &Value, token: &Token, hash: &str) -> Cause {
@@ -159,6 +173,53 @@ mod tests {
         let found = check(&object, &token, &[hash]).unwrap();
         assert_eq!(found.server, "https://lb:6443");
         assert!(found.ca_certificate.starts_with("-----BEGIN CERTIFICATE"));
+    }
+
+    #[test]
+    fn an_authority_beside_the_pinned_one_is_refused_in_whatever_order() {
+        let (ours, other) = (authority(), authority());
+        let hashes = [public_key_hash(&ours).unwrap()];
+        for bundle in [
+            format!("{ours}{other}"),
+            format!("{other}{ours}"),
+            // Go skips the first block and believes the second.
+            format!("{}{other}", ours.replace("-----END CERTIFICATE", "-----END X")),
+            format!(
+                "{ours}{}",
+                other.replace("CERTIFICATE-----", "TRUSTED CERTIFICATE-----")
+            ),
+        ] {
+            let (token, object) = signed("https://lb:6443", &bundle);
+            assert!(check(&object, &token, &hashes).is_err(), "{bundle}");
+        }
+        let both = [&ours, &other].map(|ca| public_key_hash(ca).unwrap());
+        let (token, object) = signed("https://lb:6443", &format!("# old and new\n{ours}\n{other}"));
+        let found = check(&object, &token, &both).unwrap();
+        assert_eq!(found.ca_certificate, format!("{ours}{other}"));
+    }
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        let ca = authority();
+        let hashes = [public_key_hash(&ca).unwrap()];
+        for server in [
+            "http://lb:6443",
+            "https://lb:6443/path",
+            "https://user@lb:6443",
+            "https://lb:6443?x",
+            "https://lb:6443#x",
+            "https://lb",
+            "https://lb:6443\\@evil:1",
+            "https://lb:6443 ",
+        ] {
+            let (token, object) = signed(server, &ca);
+            assert!(check(&object, &token, &hashes).is_err(), "{server}");
+        }
+        let (token, object) = signed("https://[fd00::5]:6443", &ca);
+        assert_eq!(
+            check(&object, &token, &hashes).unwrap().server,
+            "https://[fd00::5]:6443"
+        );
     }
 
     #[test]

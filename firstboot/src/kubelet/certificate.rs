@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_roles::certificate::{Profile, check_pair, public_key_pem, request};
 use kimage_roles::node_config::KeyPair;
+use kimage_roles::pem;
 use kimage_roles::secret::Secret;
 use serde_json::{Value, json};
 
@@ -81,14 +82,21 @@ impl Request {
         }
     }
 
+    /// The certificate, written anew: it is kept with the key in one file, which the kubelet reads from the beginning.
     fn checked(&self, certificate: String) -> Answer {
+        let refused =
+            |what: String| Answer::Refused(format!("the certificate is not what was asked for: {what}"));
+        let certificate = match pem::certificates(&certificate) {
+            Ok(chain) => pem::encode_certificates(chain.iter().map(Vec::as_slice)),
+            Err(what) => return refused(what),
+        };
         let pair = KeyPair {
             certificate,
             key: self.key.clone(),
         };
         match check_pair(&pair) {
             Ok(()) => Answer::Signed(pair.certificate),
-            Err(error) => Answer::Refused(format!("the certificate is not what was asked for: {error}")),
+            Err(error) => refused(error.to_string()),
         }
     }
 
@@ -125,6 +133,11 @@ mod tests {
         );
         let denied = json!({"status": {"conditions": [{"type": "Denied", "message": "not you"}]}});
         assert_eq!(request.answer(&denied), Answer::Refused("not you".to_owned()));
+        let behind = KeyPair {
+            certificate: format!("{}{}", pair.certificate, pair.key.reveal()),
+            key: pair.key.clone(),
+        };
+        assert!(matches!(request.answer(&signed(&behind)), Answer::Refused(_)));
         let other = Request::new("w1", new_key().unwrap()).unwrap();
         assert!(matches!(other.answer(&signed(&pair)), Answer::Refused(_)));
         assert_ne!(request.path(), other.path());
