@@ -51,6 +51,25 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 #[test]
+fn certificates_that_a_control_plane_does_not_approve_are_told_with_what_a_person_can_do() {
+    let remedy = "kubectl --namespace kube-system delete configmap --selector kimage.dev/node=w1";
+    let refusal = format!(
+        "kimage-agent: approver: not approved csr-x: Node w1 has addresses [10.0.0.7] and asks for a certificate for \
+         [10.0.0.8]; if its machine has moved, let it through: {remedy}\r\n"
+    );
+    let console = read(&[KERNEL, ROOT, ETCD, SERVING, &refusal].concat());
+    let said = kimage_builder::explain::report(&console);
+    let note = said
+        .lines()
+        .find(|line| line.starts_with("note: it did not approve csr-x"));
+    assert!(note.is_some_and(|note| note.ends_with(remedy)), "{said}");
+    assert_eq!(console.verdict(), Verdict::InService);
+    let many = refusal.repeat(500);
+    let console = read(&[KERNEL, ROOT, ETCD, SERVING, &many].concat());
+    assert_eq!(console.boots.last().unwrap().refused.len(), 16);
+}
+
+#[test]
 fn a_machine_in_service_is_told_with_its_phases() {
     let output = explained(&[FIRMWARE, KERNEL, ROOT, ETCD, SERVING].concat(), &[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");

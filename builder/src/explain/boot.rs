@@ -20,6 +20,13 @@ const STOPS: [(&str, Stop); 10] = [
     ("Kernel panic - not syncing", Stop::Panic),
 ];
 
+/// How a line of the agent begins that says why it did not approve certificates.
+const REFUSED: &str = "kimage-agent: approver: not approved ";
+/// So many characters of it are kept: it names several requests, each with what a person can do.
+const LONGEST_REFUSAL: usize = 1200;
+/// So many things of one kind are kept of a boot.
+const MAX_NOTES: usize = 16;
+
 /// A line that means something.
 pub(super) enum Event {
     /// The firmware hands over to a boot entry.
@@ -32,6 +39,8 @@ pub(super) enum Event {
     Stop(Stop, String),
     /// The kernel killed a process for want of memory.
     OutOfMemory(String),
+    /// The agent of a control plane did not approve a certificate, and says why and what a person can do.
+    Refused(String),
     /// First boot reports.
     Report(Box<Status>),
 }
@@ -51,6 +60,8 @@ impl Event {
             Some(Self::Root)
         } else if line.contains("Out of memory: Killed process") {
             Some(Self::OutOfMemory(words()))
+        } else if let Some((_, refusal)) = line.split_once(REFUSED) {
+            Some(Self::Refused(refusal.chars().take(LONGEST_REFUSAL).collect()))
         } else {
             None
         }
@@ -101,6 +112,8 @@ pub struct Boot {
     pub total_milliseconds: u64,
     /// Processes that the kernel killed for want of memory.
     pub out_of_memory: Vec<String>,
+    /// Certificates that its agent did not approve, and why: the newest.
+    pub refused: Vec<String>,
     reached: Reached,
     #[serde(skip)]
     stop: Option<(Stop, String)>,
@@ -118,6 +131,7 @@ impl Boot {
             phases: Vec::new(),
             total_milliseconds: 0,
             out_of_memory: Vec::new(),
+            refused: Vec::new(),
             reached: Reached::Nothing,
             stop: None,
             last: None,
@@ -149,9 +163,15 @@ impl Boot {
                 }
             }
             Event::OutOfMemory(words) => {
-                if self.out_of_memory.len() < 16 {
+                if self.out_of_memory.len() < MAX_NOTES {
                     self.out_of_memory.push(words.clone());
                 }
+            }
+            Event::Refused(words) => {
+                if self.refused.len() == MAX_NOTES {
+                    self.refused.remove(0);
+                }
+                self.refused.push(words.clone());
             }
             Event::Report(status) => self.report(status),
         }

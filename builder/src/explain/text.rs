@@ -84,6 +84,9 @@ fn phases(boot: &Boot, lines: &mut Vec<String>) {
     for killed in &boot.out_of_memory {
         lines.push(format!("note: {killed}"));
     }
+    for refused in &boot.refused {
+        lines.push(format!("note: it did not approve {refused}"));
+    }
 }
 
 fn time(milliseconds: u64) -> String {
