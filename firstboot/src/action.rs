@@ -26,11 +26,13 @@ mod etcd;
 mod follow;
 mod node;
 mod objects;
+mod renewal;
 mod standing;
 mod units;
 
 pub use etcd::Member;
 pub(crate) use standing::Standing;
+pub(crate) use units::started;
 
 /// How long a certificate of [`Worker::own_api`] lives: it is never on a disk.
 const ERRAND: Duration = Duration::from_secs(3600);

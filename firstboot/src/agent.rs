@@ -1,7 +1,7 @@
 //! `kimage-firstboot agent`: what goes on for as long as a machine is in service, as chores that don't know each other.
 //! On a member of etcd one keeps the membership; on a control plane one follows an etcd that is elsewhere and one signs
-//! off serving certificates; where this machine issued certificates one renews them; on a worker one watches over its
-//! kubelet's credential. On every machine one asks the platform again what the machine is told to be.
+//! off serving certificates; on a worker one watches over its kubelet's credential. On every machine one renews what has
+//! an end, and one asks the platform again what the machine is told to be.
 //!
 //! The agent never ends by itself: what fails is said once and tried again, and what the platform said last that made
 //! sense counts until it says something else that does.
@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 use kimage_roles::cause::Cause;
 use kimage_roles::node_config::{NodeConfig, NodeRole};
 
-use crate::action::{Action, Member, Worker};
+use crate::action::{Member, Worker};
 use crate::approver::Approver;
 use crate::failure::Failure;
 use crate::host::Host;
-use crate::plan::{is_stacked, plan};
+use crate::plan::is_stacked;
 use crate::role;
 
 mod configuration;
 mod kubelet;
 mod panics;
+mod renewal;
 mod supervisor;
 mod voice;
 
@@ -33,8 +34,6 @@ const APPROVALS: Duration = Duration::from_secs(2);
 const SESSION: Duration = Duration::from_secs(600);
 /// Between two looks at the members of etcd.
 const MEMBERSHIP: Duration = Duration::from_secs(10);
-/// Between two looks at the ages of certificates.
-const RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
 /// Runs until it is stopped.
 pub fn run(host: &Host) -> Result<(), Failure> {
@@ -62,10 +61,9 @@ fn chores(config: &NodeConfig) -> Vec<Chore> {
     if config.role == NodeRole::ControlPlane {
         add("approver", approve);
     }
+    add("certificates", renewal::chore);
     if config.role == NodeRole::Worker {
         add("kubelet", kubelet::worker);
-    } else {
-        add("certificates", renew);
     }
     chores
 }
@@ -102,19 +100,6 @@ fn approve<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
     }))
 }
 
-/// Issues anew what has less than a third of its life left. API server and etcd read the files again by themselves.
-fn renew<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
-    let mut worker = Worker::new(shift.host, &shift.machine);
-    Ok(Box::new(move || {
-        for step in plan(&shift.machine)?.steps {
-            if let Action::Issue(_) = step.action {
-                worker.apply(&step.action)?;
-            }
-        }
-        Ok(RENEWAL)
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +111,7 @@ mod tests {
             let chores = chores(&machine(role, layout).config);
             chores.iter().map(|chore| chore.name).collect::<Vec<_>>()
         };
-        assert_eq!(names("worker", ""), ["configuration", "kubelet"]);
+        assert_eq!(names("worker", ""), ["configuration", "certificates", "kubelet"]);
         assert_eq!(
             names("etcd", "external"),
             ["configuration", "etcd", "certificates"]

@@ -21,6 +21,7 @@ pub mod layout;
 pub mod lease;
 pub mod leave;
 pub mod ledger;
+pub mod lifetime;
 pub mod machine;
 pub mod metadata;
 pub mod objects;

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     let minutes = (after.when - before.when).as_secs_f64() / 60.0;
     println!(
         "\nkimage-firstboot agent of the control plane: {:.1} MB resident, {:.1} MB of them its own (PSS), at most {:.1} MB \
-         (goal {AGENT_GOAL:.0}); {:.2} s of processor per minute. A worker's agent has nothing to do and ends.",
+         (goal {AGENT_GOAL:.0}); {:.2} s of processor per minute.",
         after.resident_mb,
         after.proportional_mb,
         after.peak_mb,

@@ -51,7 +51,7 @@ impl Worker<'_> {
         ))
     }
 
-    fn await_restarted(&mut self) -> Result<(), Failure> {
+    pub(super) fn await_restarted(&mut self) -> Result<(), Failure> {
         let begin = Instant::now();
         loop {
             match self.await_api_server() {

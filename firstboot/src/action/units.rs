@@ -1,5 +1,7 @@
 //! Services, and the host's name.
 
+use std::time::{Duration, SystemTime};
+
 use kimage_roles::cause::Cause;
 
 use super::Worker;
@@ -68,6 +70,21 @@ pub(super) fn main_process(unit: &str) -> Result<Option<u32>, Failure> {
     let words = ["show", "--property=MainPID", "--value", unit].map(str::to_owned);
     let text = host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
     Ok(text.trim().parse().ok().filter(|process| *process != 0))
+}
+
+/// When the main process of a unit that runs was started, by the clock of then.
+pub(crate) fn started(unit: &str) -> Result<Option<SystemTime>, Failure> {
+    let words = [
+        "show",
+        "--timestamp=unix",
+        "--property=ExecMainStartTimestamp",
+        "--value",
+        unit,
+    ]
+    .map(str::to_owned);
+    let text = host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+    let seconds = text.trim().strip_prefix('@').and_then(|text| text.parse().ok());
+    Ok(seconds.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))))
 }
 
 /// The newest line in the journal of a unit.

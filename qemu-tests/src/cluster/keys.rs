@@ -40,6 +40,13 @@ impl Keys {
         Ok(keys)
     }
 
+    /// Changes what the cluster's description (`cluster.toml`) says, before the first document is made of it.
+    pub fn describe(&self, change: impl FnOnce(String) -> String) -> Result<()> {
+        let path = self.folder.join("cluster.toml");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(std::fs::write(&path, change(text))?)
+    }
+
     fn path(&self) -> Result<&str> {
         text(&self.folder)
     }

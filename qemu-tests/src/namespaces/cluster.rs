@@ -37,6 +37,11 @@ impl Site for Shared {
 impl Cluster<Contained> {
     /// All machines of `shape`, switched off, with empty disks.
     pub fn new(shape: Shape) -> Result<Self> {
+        Self::described(shape, |text| text)
+    }
+
+    /// The same, in a cluster whose description `change` has changed.
+    pub fn described(shape: Shape, change: impl FnOnce(String) -> String) -> Result<Self> {
         let mut cluster = Self::without_machines(shape, CHECKS, Clock::wall(), |_, folder| {
             let folder = folder.join("shared");
             fs::create_dir(&folder)?;
@@ -45,6 +50,7 @@ impl Cluster<Contained> {
                 releases: BTreeMap::new(),
             })
         })?;
+        cluster.keys.describe(change)?;
         for (role, name, address) in shape.machines() {
             cluster.add(role, &name, address)?;
         }
