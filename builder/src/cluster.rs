@@ -31,15 +31,15 @@ use crate::failure::{ExitCode, Failure};
 use crate::private;
 
 mod kubeconfig;
+mod token;
 mod user_data;
 
 pub use kubeconfig::{KubeconfigOrder, kubeconfig};
+pub use token::{TokenLife, token_life};
 pub use user_data::{Order, user_data};
 
 /// No file of a cluster folder is larger, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
-/// Letters of bootstrap tokens.
-const TOKEN_LETTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 const HEADER: &str = "\
 # A cluster's description: the keys of a NodeConfig, which `kimage cluster user-data` copies into every document.
@@ -84,8 +84,10 @@ pub fn create(
 ) -> Result<()> {
     user_data::check(description)?;
     let token = BootstrapToken {
-        token: new_token()?,
-        expires: token_lifetime.map(|lifetime| expiry(now, lifetime)).transpose()?,
+        token: token::new()?,
+        expires: token_lifetime
+            .map(|lifetime| token::expiry(now, lifetime))
+            .transpose()?,
     };
     private::create_folder(folder, |inside| {
         let write = |name: &str, text: &str| private::write_new(&inside.join(name), text.as_bytes());
@@ -118,37 +120,6 @@ fn random(bytes: &mut [u8]) -> Result<()> {
     SystemRandom::new()
         .fill(bytes)
         .map_err(|_| anyhow!("the system gives no entropy"))
-}
-
-/// A token of kubeadm's form, every letter equally likely.
-fn new_token() -> Result<Secret> {
-    let mut letters = Vec::new();
-    while letters.len() < 22 {
-        let mut bytes = [0; 64];
-        random(&mut bytes)?;
-        // 252 is the largest multiple of 36 in a byte.
-        let fair = bytes.iter().filter(|byte| **byte < 252);
-        letters.extend(fair.map(|byte| char::from(TOKEN_LETTERS[usize::from(*byte) % TOKEN_LETTERS.len()])));
-    }
-    let text = |letters: &[char]| letters.iter().collect::<String>();
-    Ok(Secret::new(format!(
-        "{}.{}",
-        text(&letters[..6]),
-        text(&letters[6..22])
-    )))
-}
-
-/// RFC 3339, whole seconds.
-fn expiry(now: SystemTime, lifetime: Duration) -> Result<String> {
-    let moment = now
-        .checked_add(lifetime)
-        .context("the token's lifetime is too long")?;
-    let since = moment
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .context("the clock stands before 1970")?;
-    let seconds = i64::try_from(since.as_secs()).context("the token's lifetime is too long")?;
-    let time = jiff::Timestamp::from_second(seconds).context("the token's lifetime is too long")?;
-    Ok(time.to_string())
 }
 
 /// A cluster's folder, opened. Private keys are read only when asked for, so a folder from which they were taken away
@@ -237,28 +208,5 @@ fn read(path: &Path) -> Result<String> {
                 _ => failure,
             })
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kimage_roles::node_config::is_token;
-
-    #[test]
-    fn tokens_have_kubeadms_form_and_differ() {
-        let tokens: Vec<Secret> = (0..50).map(|_| new_token().unwrap()).collect();
-        assert!(tokens.iter().all(|token| is_token(token.reveal())));
-        assert!(tokens[1..].iter().all(|token| token != &tokens[0]));
-    }
-
-    #[test]
-    fn an_expiry_is_rfc_3339() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000);
-        assert_eq!(
-            expiry(now, Duration::from_secs(86_400)).unwrap(),
-            "2026-11-19T11:06:40Z"
-        );
-        assert!(expiry(now, Duration::MAX).is_err());
     }
 }

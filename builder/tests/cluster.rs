@@ -12,7 +12,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kimage_builder::tool::Tool;
 use kimage_roles::certificate::{Authority, Validity, check_pair, public_key_hash, validity_of};
-use kimage_roles::node_config::{EtcdLayout, Formation, Inventory, KeyPair, NodeConfig, RecordStore};
+use kimage_roles::node_config::{
+    BootstrapToken, EtcdLayout, Formation, Inventory, KeyPair, NodeConfig, RecordStore,
+};
 use kimage_roles::secret::Secret;
 
 /// Everything in the folder, secret or not.
@@ -226,6 +228,100 @@ fn a_workers_document_holds_no_private_key() {
     assert_eq!(output_of(folder.path(), &arguments), text);
     let error = refusal(folder.path(), &["cluster", "kubeconfig", "--dir", "prod"]);
     assert!(error.contains("ca.key"), "{error}");
+}
+
+/// Standard error of a command that must succeed.
+fn warnings_of(folder: &Path, arguments: &[&str]) -> String {
+    let output = kimage(folder, arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_token_that_never_ends_and_one_that_has_ended_are_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let create = [
+        "cluster",
+        "new",
+        "prod",
+        "--name",
+        "prod",
+        "--endpoint",
+        "lb:6443",
+    ];
+    let said = warnings_of(folder.path(), &create);
+    assert!(
+        said.contains("never ends") && said.contains("--token-lifetime"),
+        "{said}"
+    );
+    let file = folder.path().join("prod/bootstrap-tokens.json");
+    let tokens = fs::read_to_string(&file).unwrap();
+    let token: BootstrapToken = serde_json::from_str::<Vec<_>>(&tokens).unwrap().remove(0);
+    let (id, secret) = token.token.reveal().split_once('.').unwrap();
+
+    let user_data = ["cluster", "user-data", "--dir", "prod", "--role"];
+    let worker = [&user_data[..], &["worker"]].concat();
+    let control_plane = [&user_data[..], &["control-plane", "--etcd-members", MEMBERS]].concat();
+    let lived = |expires: &str| {
+        let token = serde_json::json!([{"token": token.token.reveal(), "expires": expires}]);
+        fs::write(&file, token.to_string()).unwrap();
+    };
+    for role in [&worker, &control_plane] {
+        fs::write(&file, &tokens).unwrap();
+        let said = warnings_of(folder.path(), role);
+        assert!(said.contains(&format!("token {id} never ends")), "{said}");
+        assert!(
+            said.contains("bootstrap-tokens.json") && !said.contains(secret),
+            "{said}"
+        );
+        lived("2026-01-31T12:00:00Z");
+        let said = warnings_of(folder.path(), role);
+        assert!(said.contains(&format!("token {id} has ended")), "{said}");
+        lived("2999-01-31T12:00:00Z");
+        let said = warnings_of(folder.path(), role);
+        assert!(!said.contains("token"), "{said}");
+    }
+    // An etcd machine gets no token.
+    fs::write(&file, &tokens).unwrap();
+    let description = folder.path().join("prod/cluster.toml");
+    let text = fs::read_to_string(&description).unwrap();
+    fs::write(&description, text.replace("stacked", "external")).unwrap();
+    let etcd = [&user_data[..], &["etcd", "--etcd-members", MEMBERS]].concat();
+    assert!(!warnings_of(folder.path(), &etcd).contains("token"));
+    // What has an end is nothing to warn about.
+    let create = [
+        "cluster",
+        "new",
+        "lab",
+        "--name",
+        "lab",
+        "--endpoint",
+        "lb:6443",
+        "--token-lifetime",
+        "24h",
+    ];
+    assert!(!warnings_of(folder.path(), &create).contains("warning"));
+}
+
+#[test]
+fn keys_of_a_control_plane_that_its_pods_may_read_are_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    new(folder.path(), &["--token-lifetime", "24h"]);
+    let user_data = ["cluster", "user-data", "--dir", "prod", "--role"];
+    let control_plane = [&user_data[..], &["control-plane", "--etcd-members", MEMBERS]].concat();
+    assert!(!warnings_of(folder.path(), &control_plane).contains("warning"));
+    let description = folder.path().join("prod/cluster.toml");
+    let text = fs::read_to_string(&description).unwrap();
+    let open = text.replace("podMetadata = \"blocked\"", "podMetadata = \"allowed\"");
+    assert_ne!(text, open);
+    fs::write(&description, open).unwrap();
+    let said = warnings_of(folder.path(), &control_plane);
+    assert!(
+        said.contains("network.podMetadata") && said.contains("every key"),
+        "{said}"
+    );
+    let worker = [&user_data[..], &["worker"]].concat();
+    assert!(!warnings_of(folder.path(), &worker).contains("warning"));
 }
 
 #[test]

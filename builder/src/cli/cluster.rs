@@ -78,7 +78,7 @@ pub struct ClusterNew {
     /// How flannel carries packets; host-gw needs all nodes on one segment
     #[arg(long, value_name = "HOW", default_value = "vxlan", value_parser = backends())]
     pub flannel_backend: FlannelBackend,
-    /// When the bootstrap token ends, as 24h [default: never, so that a launch template keeps working]
+    /// When the bootstrap token ends, as 24h [default: never, with a warning: a launch template has no date either]
     #[arg(long, value_name = "TIME", value_parser = lifetime)]
     pub token_lifetime: Option<Duration>,
 }

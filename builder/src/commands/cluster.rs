@@ -22,6 +22,8 @@ use crate::failure::{ExitCode, Failure};
 use crate::private;
 use crate::progress::bytes;
 
+mod warnings;
+
 /// What the smallest platform takes (EC2), in bytes.
 const SMALL_USER_DATA: usize = 16 * 1024;
 /// No file with a credential is larger, in bytes.
@@ -67,6 +69,7 @@ fn new(arguments: &ClusterNew, context: &Context) -> Result<()> {
     )?;
     let folder = arguments.directory.display();
     let progress = &context.progress;
+    warnings::new(&Folder::open(&arguments.directory)?, progress)?;
     progress.line(&format!(
         "{folder}: cluster {} at {}: authorities, keys, bootstrap token, cluster.toml",
         arguments.name, arguments.endpoint
@@ -116,6 +119,7 @@ fn document(arguments: &ClusterUserData, context: &Context) -> Result<()> {
         );
     }
     let text = user_data(&folder, &order)?;
+    warnings::user_data(&folder, arguments.role, &context.progress)?;
     let size = text.reveal().len();
     if size > SMALL_USER_DATA {
         context.progress.warn(&format!(
