@@ -108,7 +108,8 @@ fn dictated(machine: &Machine) -> Map<String, Value> {
     let mut members = members(json!({
         "containerRuntimeEndpoint": layout::CONTAINERD,
         "resolvConf": "/run/systemd/resolve/resolv.conf",
-        "volumePluginDir": "/var/lib/kubelet/volumeplugins",
+        // The kubelet runs what lies there as root: under verity, where nobody can put anything.
+        "volumePluginDir": "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
         // The image sets every sysctl that this makes the kubelet check.
         "protectKernelDefaults": true,
     }));
@@ -252,7 +253,10 @@ mod tests {
         let merged = configuration(&cluster, &config, &machine()).unwrap();
         assert_eq!(merged["podPidsLimit"], 17);
         assert_eq!(merged["kubeReserved"], json!({"cpu": "1m"}));
-        assert_eq!(merged["volumePluginDir"], "/var/lib/kubelet/volumeplugins");
+        assert_eq!(
+            merged["volumePluginDir"],
+            "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
+        );
         assert_eq!(merged["resolvConf"], "/run/systemd/resolve/resolv.conf");
         assert_eq!(merged["providerID"], "aws:///eu-1a/i-0123");
         assert_eq!(merged["systemReserved"]["cpu"], "100m");

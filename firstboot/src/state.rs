@@ -27,7 +27,11 @@ use table::Host;
 
 const VAR: &str = "/var";
 const FACTORY: &str = "/usr/share/factory/var";
-const FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+/// What is written to a disk is no program: only what is under verity runs after a reboot. Volumes of pods are an
+/// exception (`var-lib-kubelet-pods.mount`); containers' own files are an overlay, which has flags of its own.
+const FLAGS: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// Prepares the disk and mounts `/var`.
 pub fn run() -> Result<()> {

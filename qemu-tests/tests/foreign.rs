@@ -101,7 +101,10 @@ fn a_worker_joins_a_cluster_that_kubeadm_made() {
     let kubelet = &kubelet["kubeletconfig"];
     assert_eq!(kubelet["clusterDomain"], DNS_DOMAIN);
     assert_eq!(kubelet["clusterDNS"], json!([DNS_SERVER]));
-    assert_eq!(kubelet["volumePluginDir"], "/var/lib/kubelet/volumeplugins");
+    assert_eq!(
+        kubelet["volumePluginDir"],
+        "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
+    );
 
     // kubeadm's kube-proxy comes as a DaemonSet, which has this node; the image's own stays quiet, as do the others.
     let proxy = cluster.get("daemonset/kube-proxy").unwrap();

@@ -141,7 +141,8 @@ fn kubeadm(name: &str, address: Ipv4Addr, ordinary: &str) -> Result<Vec<(&'stati
         --kubeconfig=/etc/kubernetes/kubelet.conf --config=/var/lib/kubelet/config.yaml $KUBELET_KUBEADM_ARGS \
         $KUBELET_EXTRA_ARGS\n";
     let layout = json!({"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-        "volumePluginDir": "/var/lib/kubelet/volumeplugins", "resolvConf": "/run/systemd/resolve/resolv.conf"});
+        "volumePluginDir": "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
+        "resolvConf": "/run/systemd/resolve/resolv.conf"});
     Ok(vec![
         // An empty unit is a masked one (systemd.unit(5)).
         ("systemd/system/kimage-firstboot.service", String::new()),

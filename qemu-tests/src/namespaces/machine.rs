@@ -116,6 +116,11 @@ impl Contained {
         self.blueprint.clone()
     }
 
+    /// Gives the machine another NodeConfig, which it reads when it is switched on next.
+    pub fn tell(&mut self, config: &str) {
+        config.clone_into(&mut self.blueprint.config);
+    }
+
     fn arguments(&self) -> Vec<OsString> {
         let folder = self.folder.path();
         let blueprint = &self.blueprint;
@@ -415,6 +420,7 @@ if [ ! -e "$folder/filled" ]; then
     : > "$folder/filled"
 fi
 mount --bind "$folder/var" "$folder/root/var"
+mount -o remount,bind,nosuid,nodev,noexec "$folder/root/var"
 while read -r place type options source; do
     mkdir -p "$folder/root$place"
     mount -t "$type" -o "$options" "$source" "$folder/root$place"
