@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use kimage_roles::cause::Cause;
 use kimage_roles::certificate::{Authority, Profile};
-use kimage_roles::node_config::{KeyPair, Secrets};
+use kimage_roles::node_config::{KeyPair, PodMetadata, Secrets};
 
 use crate::control_plane::identity::{Client, Leaf, Signer};
 use crate::failure::{Failure, OrFailure};
@@ -44,6 +44,8 @@ pub enum Action {
     NameHost(String),
     /// Write files.
     Write(Vec<RenderedFile>),
+    /// Keep pods from metadata services, or let them pass.
+    GuardMetadata(PodMetadata),
     /// Have certificates that are current.
     Issue(Vec<Leaf>),
     /// Have kubeconfigs whose certificates are current.
@@ -119,6 +121,8 @@ impl fmt::Display for Action {
         match self {
             Self::NameHost(name) => write!(f, "call the host {name}"),
             Self::Write(files) => write!(f, "write {}", paths(files)),
+            Self::GuardMetadata(PodMetadata::Blocked) => f.write_str("keep pods from metadata services"),
+            Self::GuardMetadata(PodMetadata::Allowed) => f.write_str("let pods reach metadata services"),
             Self::Issue(leaves) => {
                 let paths: Vec<&str> = leaves.iter().map(|leaf| leaf.path.as_str()).collect();
                 write!(f, "issue {}", paths.join(" "))
@@ -201,6 +205,7 @@ impl<'a> Worker<'a> {
         match action {
             Action::NameHost(name) => units::name_host(name),
             Action::Write(files) => self.write(files),
+            Action::GuardMetadata(pods) => self.guard_metadata(*pods),
             Action::Issue(leaves) => self.issue(leaves),
             Action::Kubeconfigs(clients) => self.kubeconfigs(clients),
             Action::FormEtcd => self.form_etcd(),

@@ -24,6 +24,7 @@ pub mod ledger;
 pub mod lifetime;
 pub mod machine;
 pub mod metadata;
+pub mod metadata_wall;
 pub mod objects;
 pub mod plan;
 pub mod platform;

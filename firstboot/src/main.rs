@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use kimage_firstboot::failure::Failure;
 use kimage_firstboot::host::Host;
-use kimage_firstboot::{agent, boot, containers, leave, selftest, state};
+use kimage_firstboot::{agent, boot, containers, leave, metadata_wall, selftest, state};
 
-const USAGE: &str =
-    "usage: kimage-firstboot state | containers | selftest | boot [--dry-run] | agent | leave";
+const USAGE: &str = "usage: kimage-firstboot state | metadata-wall | containers | selftest | boot [--dry-run] | agent | leave";
 /// Exit status of a failure that trying again on this machine can't mend: systemd doesn't start us again then.
 const LASTING: u8 = 3;
 
@@ -16,6 +15,7 @@ fn main() -> ExitCode {
     let host = Host::system();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["state"] => state::run().map_err(Failure::internal),
+        ["metadata-wall"] => metadata_wall::run(&host).map_err(Failure::internal),
         ["containers"] => containers::run().map_err(Failure::internal),
         ["selftest"] => selftest::run().map_err(Failure::internal),
         ["boot"] => boot::run(&host),

@@ -5,16 +5,25 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use kimage_roles::containers::STORE;
 
-use crate::{containers, host, role};
+use crate::{containers, host, metadata_wall, role};
 
 /// Begins every line, so that a reader of the console finds them.
 const PREFIX: &str = "kimage-selftest:";
 
 /// How often this state partition has seen a self-test: tells a kept state from a fresh one.
 const COUNTER: &str = "/var/lib/kimage/self-tests";
+
+/// A program that is written and must not run.
+const SCRIPT: &str = "/var/lib/kimage/program";
+
+/// Its unit is on machines that run pods.
+const KUBELET: &str = "/usr/lib/systemd/system/kubelet.service";
+
+/// A program in a pod's volume.
+const POD_SCRIPT: &str = "/var/lib/kubelet/pods/self-test";
 
 /// What containerd works in.
 const CONTAINERD: &str = "/var/lib/containerd";
@@ -38,6 +47,13 @@ pub fn run() -> Result<()> {
         what: "/var keeps what is written".to_owned(),
         outcome: count_on_state(Path::new(COUNTER)),
     });
+    checks.push(Check {
+        what: "no program on /var runs".to_owned(),
+        outcome: refused(runs_program(Path::new(SCRIPT))),
+    });
+    if Path::new(KUBELET).exists() {
+        checks.extend(node_checks());
+    }
     if Path::new(STORE).exists() {
         checks.push(Check {
             what: "containerd uses the image's store".to_owned(),
@@ -64,6 +80,20 @@ pub fn run() -> Result<()> {
     host::print(&report);
     ensure!(failed == 0, "{failed} checks failed");
     Ok(())
+}
+
+/// What holds where pods run.
+fn node_checks() -> [Check; 2] {
+    [
+        Check {
+            what: "a program in a pod's volume runs".to_owned(),
+            outcome: runs_program(Path::new(POD_SCRIPT)).map(|()| "it ran".to_owned()),
+        },
+        Check {
+            what: "pods are kept from metadata services".to_owned(),
+            outcome: metadata_wall::report(&host::Host::system()),
+        },
+    ]
 }
 
 fn version_checks(component: &kimage_roles::role::Component) -> impl Iterator<Item = Check> {
@@ -127,6 +157,25 @@ fn store_in_use(store: &Path, link: &Path) -> Result<String> {
     Ok(name)
 }
 
+/// Whether a program was refused for where it lies: any other failure says nothing about that.
+fn refused(ran: Result<()>) -> Result<String> {
+    let Err(refusal) = ran else {
+        bail!("it was run");
+    };
+    let kind = refusal.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    ensure!(kind == Some(std::io::ErrorKind::PermissionDenied), "{refusal:#}");
+    Ok("permission denied".to_owned())
+}
+
+/// Writes a program to `path`, runs it and removes it.
+fn runs_program(path: &Path) -> Result<()> {
+    let shown = path.to_str().context("a path that is no text")?;
+    host::write(path, b"#!/bin/true\n", 0o700)?;
+    let ran = host::output(shown, &[]);
+    std::fs::remove_file(path).with_context(|| format!("remove {shown}"))?;
+    ran.map(drop)
+}
+
 /// Adds one to the number in `file`, durably.
 fn count_on_state(file: &Path) -> Result<String> {
     let before = match std::fs::read_to_string(file) {
@@ -152,7 +201,7 @@ fn count_on_state(file: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{count_on_state, version_line};
+    use super::{count_on_state, refused, version_line};
 
     #[test]
     fn the_counter_goes_on_and_refuses_what_is_no_number() {
@@ -162,6 +211,16 @@ mod tests {
         assert_eq!(count_on_state(&file).unwrap(), "self-test 2 on this state");
         std::fs::write(&file, "many").unwrap();
         assert!(count_on_state(&file).is_err());
+    }
+
+    #[test]
+    fn a_program_that_runs_or_is_not_there_was_not_refused() {
+        use std::io::{Error, ErrorKind};
+
+        let failed = |kind: ErrorKind| Err(anyhow::Error::from(Error::from(kind)).context("start it"));
+        assert!(refused(Ok(())).is_err());
+        assert!(refused(failed(ErrorKind::NotFound)).is_err());
+        refused(failed(ErrorKind::PermissionDenied)).unwrap();
     }
 
     #[test]

@@ -143,6 +143,8 @@ pub struct Network {
     pub kube_proxy: KubeProxy,
     /// Whether kube-router's firewall enforces NetworkPolicy.
     pub network_policy: NetworkPolicy,
+    /// Whether pods reach the platform's metadata service.
+    pub pod_metadata: PodMetadata,
 }
 
 /// Who connects pods.
@@ -189,6 +191,23 @@ pub enum NetworkPolicy {
     KubeRouter,
     /// By somebody else or not at all.
     None,
+}
+
+/// Whether pods reach the platform's metadata service, which hands this very document to whoever asks it. On a worker
+/// that is a bootstrap token, on a control plane every key of the cluster.
+///
+/// ```yaml
+/// network: {podMetadata: allowed}
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodMetadata {
+    /// The machine forwards nothing but questions of DNS to it. What the machine sends itself, pods on the host's network
+    /// included, gets there.
+    #[default]
+    Blocked,
+    /// Pods reach it as the machine does.
+    Allowed,
 }
 
 /// Where etcd is and how its members find each other.

@@ -3,16 +3,32 @@
 use std::time::{Duration, SystemTime};
 
 use kimage_roles::cause::Cause;
+use kimage_roles::node_config::PodMetadata;
 
 use super::Worker;
 use crate::failure::{Failure, OrFailure};
-use crate::host;
+use crate::{host, metadata_wall};
 
 pub(super) fn name_host(name: &str) -> Result<(), Failure> {
     rustix::system::sethostname(name.as_bytes()).or_failure(Cause::Internal)
 }
 
 impl Worker<'_> {
+    /// Decides about the wall that stands since the machine came up. The unit is asked for too: containerd and the kubelet
+    /// don't start without it, and here its failure has a name.
+    pub(super) fn guard_metadata(&self, pods: PodMetadata) -> Result<(), Failure> {
+        let unit = metadata_wall::UNIT;
+        let started = host::output("systemctl", &["start", unit].map(str::to_owned));
+        if started.is_err() {
+            let last = last_line(unit).unwrap_or_else(|| "it wrote nothing".to_owned());
+            return Err(Failure::because(
+                Cause::UnitFailed,
+                format!("{unit} has failed: {last}"),
+            ));
+        }
+        metadata_wall::decide(self.host, pods).or_failure(Cause::UnitFailed)
+    }
+
     /// Starts services without waiting until they are ready: that is seen from what they serve. A service that runs
     /// with older files is restarted.
     pub(super) fn start(&mut self, units: &[&str]) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ pub(super) fn steps(machine: &Machine) -> Result<Vec<Step>, Failure> {
     };
     let mut steps = files::with_authorities(machine, certificates(config, &node))?;
     steps.extend([
+        files::metadata_wall(machine),
         step(
             "kubeconfigs",
             Phase::Configure,

@@ -28,6 +28,12 @@ pub(super) fn with_authorities(machine: &Machine, certificates: Vec<Leaf>) -> Re
     ])
 }
 
+/// Before anything that could run a pod.
+pub(super) fn metadata_wall(machine: &Machine) -> Step {
+    let pods = machine.config.network.pod_metadata;
+    step("metadata-wall", Phase::Configure, Action::GuardMetadata(pods))
+}
+
 /// Names that don't need a DNS server: `localhost`, without which etcd doesn't start, and the machine's own.
 pub(super) fn hosts(machine: &Machine) -> Vec<RenderedFile> {
     let Machine { name, address, .. } = machine;

@@ -1,5 +1,5 @@
 use kimage_roles::certificate::{Authority, new_key};
-use kimage_roles::node_config::{EtcdLayout, NodeConfig};
+use kimage_roles::node_config::{EtcdLayout, NodeConfig, PodMetadata};
 use serde_json::{Value, json};
 
 use super::*;
@@ -84,6 +84,30 @@ fn the_node_is_there_before_its_kubelet_and_after_what_it_takes_to_make_it() {
             place(before) < place("node") && place("node") < place("kubelet"),
             "{names:?}"
         );
+    }
+}
+
+#[test]
+fn pods_are_kept_from_metadata_before_a_kubelet_runs_and_an_open_wall_is_asked_for() {
+    let decision = |machine: &Machine| {
+        let steps = plan(machine).unwrap().steps;
+        let place = |name: &str| steps.iter().position(|step| step.name == name).unwrap();
+        let wall = place("metadata-wall");
+        assert!(wall < place("kubelet"));
+        match steps[wall].action {
+            Action::GuardMetadata(pods) => pods,
+            _ => panic!("another step has the name"),
+        }
+    };
+    for (role, layout) in [
+        ("control-plane", "stacked"),
+        ("control-plane", "external"),
+        ("worker", ""),
+    ] {
+        let mut machine = machine(role, layout);
+        assert_eq!(decision(&machine), PodMetadata::Blocked, "{role}");
+        machine.config.network.pod_metadata = PodMetadata::Allowed;
+        assert_eq!(decision(&machine), PodMetadata::Allowed, "{role}");
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) fn steps(machine: &Machine) -> Vec<Step> {
             Action::NameHost(machine.name.clone()),
         ),
         step("files", Phase::Configure, Action::Write(files::hosts(machine))),
+        files::metadata_wall(machine),
         step("join", Phase::Join, Action::Join),
         step(
             "kubelet-certificate",

@@ -368,6 +368,13 @@ fn a_refusal_names_the_path_of_its_key() {
             "network.plugin",
             "`calico`",
         ),
+        (
+            worker(),
+            "/network",
+            json!({"podMetadata": "open"}),
+            "network.podMetadata",
+            "`open`",
+        ),
         (control_plane(), "/etcd", Value::Null, "etcd", "needs"),
         (control_plane(), "/secrets", Value::Null, "secrets", "needs"),
         (
