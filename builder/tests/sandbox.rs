@@ -12,6 +12,8 @@ mod files;
 mod fixture;
 #[path = "sandbox/host.rs"]
 mod host;
+#[path = "sandbox/limits.rs"]
+mod limits;
 #[path = "sandbox/owners.rs"]
 mod owners;
 #[path = "sandbox/processes.rs"]

@@ -144,6 +144,10 @@ pub fn configure(
             task.message(name.trim_end_matches(" ..."));
             timing.push((name.to_owned(), Duration::ZERO));
         }
+        // A script that never stops talking must not fill our memory.
+        if log.len() >= 2 * TAIL {
+            log.drain(..TAIL);
+        }
         log.push(line);
     })?;
     if let Some(last) = timing.last_mut() {
@@ -155,7 +159,7 @@ pub fn configure(
             .map(|line| format!("    {line}"))
             .collect();
         bail!(
-            "configuring packages failed ({:?})\n{}",
+            "configuring packages failed ({})\n{}",
             outcome.ending,
             tail.join("\n")
         );

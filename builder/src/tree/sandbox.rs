@@ -2,6 +2,10 @@
 //! with a single mapped id, sees only the image's root filesystem, has no network and no host files, and what it
 //! may not do for real (give files away, make device nodes, set file capabilities) is recorded instead.
 //!
+//! What a package's script does is not trusted: it may break the image that it is part of and nothing else. A filter
+//! leaves it the system calls that packages need ([`filter`]), it has few capabilities even in its own namespace
+//! (`privileges`), `/proc` is read-only, and memory, processes and files in memory are limited ([`Limits`]).
+//!
 //! ```text
 //! kimage (many threads)          reads the log and the reply
 //!   └─ kimage __sandbox          new namespaces; waits            inside::child_main
@@ -20,9 +24,11 @@ mod children;
 pub mod delta;
 mod filter;
 mod inside;
+mod limits;
 mod mounts;
 mod owners;
 mod parent;
+mod privileges;
 mod probe;
 mod record;
 mod request;
@@ -34,6 +40,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub use inside::child_main;
+pub use limits::{Exceeded, Limits};
 pub use owners::{Device, Owner, Owners};
 pub use probe::{Capabilities, probe, probe_by};
 use request::{Bind, Request, Root};
@@ -72,6 +79,7 @@ pub struct Sandbox {
     binds: Vec<Bind>,
     environment: Vec<(OsString, OsString)>,
     owners: Owners,
+    limits: Limits,
 }
 
 /// How a command in the sandbox ended and what it left behind.
@@ -115,7 +123,15 @@ impl Sandbox {
             binds: Vec::new(),
             environment,
             owners: Owners::default(),
+            limits: Limits::default(),
         }
+    }
+
+    /// Allows the commands so much memory and so many processes, instead of the default.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// Uses another program than the running one as the inside (`kimage` itself, when the caller is a test).
@@ -192,6 +208,7 @@ impl Sandbox {
             environment: self.environment.clone(),
             arguments,
             owners: self.owners.clone(),
+            limits: self.limits,
         };
         let outcome = parent::run(&self.program, &request, log)
             .with_context(|| format!("run `{shown}` in the sandbox"))?;

@@ -87,6 +87,18 @@ pub(crate) fn ids(owners: &Owners, text: &str) -> (u32, u32) {
         .map_or((0, 0), |owner| (owner.uid, owner.gid))
 }
 
+/// Runs a test of this very program in a sandbox over `root`.
+pub(crate) fn run_here(root: &Root, test: &str) -> (Outcome, String) {
+    let [program, rest @ ..] = this_program(test);
+    let mut sandbox = root.sandbox().bind(Path::new(&program), Path::new("/run/helper"));
+    for folder in ["lib", "lib64"] {
+        symlink(format!("usr/{folder}"), root.path().join(folder)).unwrap();
+        let host = fs::canonicalize(Path::new("/").join(folder)).unwrap();
+        sandbox = sandbox.bind(&host, &Path::new("/usr").join(folder));
+    }
+    run(&mut sandbox, ["/run/helper", &rest[0], &rest[1], &rest[2]])
+}
+
 /// Runs a test of this program inside the sandbox (or as another user).
 pub(crate) fn this_program(test: &str) -> [String; 4] {
     let program = std::env::current_exe().unwrap().to_str().unwrap().to_owned();

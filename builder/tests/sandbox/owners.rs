@@ -9,7 +9,7 @@ use std::process::Command;
 use kimage_builder::tree::sandbox::{Owner, Owners};
 use rustix::fs::{AtFlags, Gid, Uid, XattrFlags, chownat, fchown};
 
-use super::fixture::{KIMAGE, Root, ids, path, run, this_program};
+use super::fixture::{KIMAGE, Root, ids, path, run, run_here, this_program};
 
 /// User id without any privilege.
 const NOBODY: &str = "65534";
@@ -133,14 +133,7 @@ fn owners_last_from_run_to_run() {
 #[test]
 fn calls_by_descriptor_and_file_capabilities_are_recorded() {
     let root = Root::new();
-    let [program, rest @ ..] = this_program("owners::helper_changes_owners_by_descriptor");
-    let mut sandbox = root.sandbox().bind(Path::new(&program), Path::new("/run/helper"));
-    for folder in ["lib", "lib64"] {
-        symlink(format!("usr/{folder}"), root.path().join(folder)).unwrap();
-        let host = fs::canonicalize(Path::new("/").join(folder)).unwrap();
-        sandbox = sandbox.bind(&host, &Path::new("/usr").join(folder));
-    }
-    let (outcome, text) = run(&mut sandbox, ["/run/helper", &rest[0], &rest[1], &rest[2]]);
+    let (outcome, text) = run_here(&root, "owners::helper_changes_owners_by_descriptor");
     assert!(outcome.ending.success(), "{text}");
     assert_eq!(ids(&outcome.owners, "w/fchown"), (1, 2));
     assert_eq!(ids(&outcome.owners, "w/fchownat"), (3, 4));

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use kimage_builder::failure::{ExitCode, exit_code};
 use kimage_builder::tree::sandbox::Ending;
 
-use super::fixture::Root;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::fixture::{Root, run_here};
 
 #[test]
 fn there_is_no_network_and_nothing_of_the_host() {
@@ -78,6 +81,69 @@ fn escapes_are_refused() {
         "mount -t tmpfs none /tmp && exit 1; unshare -r true && exit 2; echo x > /sys/x && exit 3; exit 0";
     let (outcome, text) = root.script(script);
     assert!(outcome.ending.success(), "{}: {text}", outcome.ending);
+}
+
+/// Where the host's root runs the sandbox, the files below `/proc/sys` are its own. They are opened and not written:
+/// should they open, nothing has happened yet.
+#[test]
+fn nothing_of_the_hosts_kernel_can_be_set() {
+    let root = Root::new();
+    let script = "for file in /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/vm/overcommit_memory \
+                  /proc/sysrq-trigger /proc/self/oom_score_adj; do \
+                  if (exec 3>>$file) 2>/dev/null; then echo $file; fi; done";
+    let (outcome, text) = root.script(script);
+    assert!(outcome.ending.success() && text.is_empty(), "{text}");
+}
+
+#[test]
+fn only_sockets_that_lead_nowhere_are_there_and_few_capabilities() {
+    let (outcome, text) = run_here(&Root::new(), "walls::helper_asks_for_sockets_and_capabilities");
+    assert!(outcome.ending.success(), "{text}");
+}
+
+#[test]
+#[ignore = "runs in the sandbox, started by only_sockets_that_lead_nowhere_are_there_and_few_capabilities"]
+fn helper_asks_for_sockets_and_capabilities() {
+    let open = |family, kind| socket(AddressFamily::from_raw(family), kind, None);
+    for (family, name) in [
+        (40, "VSOCK"),
+        (38, "ALG"),
+        (17, "PACKET"),
+        (31, "BLUETOOTH"),
+        (15, "KEY"),
+        (30, "TIPC"),
+        (44, "XDP"),
+        (21, "RDS"),
+        (29, "CAN"),
+    ] {
+        for kind in [
+            SocketType::STREAM,
+            SocketType::DGRAM,
+            SocketType::RAW,
+            SocketType::SEQPACKET,
+        ] {
+            assert_eq!(open(family, kind).err(), Some(Errno::AFNOSUPPORT), "{name}");
+        }
+    }
+    for (family, kind) in [
+        (1, SocketType::STREAM),
+        (2, SocketType::STREAM),
+        (16, SocketType::RAW),
+    ] {
+        open(family, kind).unwrap();
+    }
+    assert!(open(2, SocketType::RAW).is_err(), "raw packets");
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    // CHOWN to SETPCAP without LINUX_IMMUTABLE, NET_BIND_SERVICE, SYS_CHROOT, MKNOD, SETFCAP: no NET_ADMIN, SYS_ADMIN,
+    // SYS_PTRACE, NET_RAW or BPF.
+    let kept = 0x1ff | 1 << 10 | 1 << 18 | 1 << 27 | 1 << 31;
+    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        assert_eq!(set(name) & !kept, 0, "{name} {:x}", set(name));
+    }
 }
 
 #[test]

@@ -17,6 +17,9 @@ const FOREIGN_BIT: u32 = 0x4000_0000;
 /// `setxattrat` and `removexattrat` (Linux 6.13), the same number everywhere.
 pub(super) const SYS_SETXATTRAT: i64 = 463;
 pub(super) const SYS_REMOVEXATTRAT: i64 = 466;
+/// `quotactl_fd` (Linux 5.14) and `open_tree_attr` (Linux 6.15).
+const SYS_QUOTACTL_FD: i64 = 443;
+const SYS_OPEN_TREE_ATTR: i64 = 467;
 
 /// Answered by the supervisor.
 const NOTIFIED: &[i64] = &[
@@ -92,15 +95,33 @@ const FORBIDDEN: &[i64] = &[
     libc::SYS_clock_settime,
     libc::SYS_adjtimex,
     libc::SYS_clock_adjtime,
+    libc::SYS_syslog,
+    libc::SYS_vhangup,
+    libc::SYS_kcmp,
+    libc::SYS_fanotify_init,
+    libc::SYS_lookup_dcookie,
+    SYS_QUOTACTL_FD,
+    SYS_OPEN_TREE_ATTR,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
 ];
 
 /// Refused as if the kernel did not know them, so that callers fall back: io_uring would do the calls above without
-/// passing the filter, and the flags of clone3 are in memory where a filter can't read them.
+/// passing the filter, the flags of clone3 are in memory where a filter can't read them, and the others hold memory
+/// that belongs to no process, where nobody would count it.
 const UNKNOWN: &[i64] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_clone3,
+    libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
+    libc::SYS_shmget,
+    libc::SYS_msgget,
 ];
 
 /// Answered with success and not made: a build root that a power cut interrupts is thrown away, and dpkg waits for
@@ -114,13 +135,26 @@ const NEEDLESS: &[i64] = &[
     libc::SYS_sync_file_range,
 ];
 
+/// Families of sockets that there are (`linux/socket.h`): UNIX, INET, INET6, and NETLINK for [`NETLINK_ROUTE`]. The
+/// sandbox's network namespace holds nothing but itself, but not every family knows namespaces: AF_VSOCK reaches the
+/// hypervisor, AF_ALG and AF_BLUETOOTH code of the kernel that no package needs.
+const SOCKETS: [u32; 3] = [libc::AF_UNIX as u32, libc::AF_INET as u32, libc::AF_INET6 as u32];
+/// What `getaddrinfo` and `ip` ask; its other protocols lead to netfilter, audit and more.
+const NETLINK_ROUTE: u32 = 0;
+
+/// Requests to a terminal that would write into what its user types (`asm-generic/ioctls.h`, `linux/tiocl.h`).
+const TERMINAL_INPUT: [u32; 2] = [libc::TIOCSTI as u32, 0x541c];
+
 /// `clone` flags that make namespaces (`linux/sched.h`: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET).
 const NAMESPACE_FLAGS: u32 = 0x7e02_0000;
 
 // Offsets in struct seccomp_data (linux/seccomp.h).
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCHITECTURE: u32 = 4;
+/// The low halves of the arguments, on machines that have those first.
 const OFFSET_FIRST_ARGUMENT: u32 = 16;
+const OFFSET_SECOND_ARGUMENT: u32 = 24;
+const OFFSET_THIRD_ARGUMENT: u32 = 32;
 
 // Instructions of classic BPF (linux/bpf_common.h).
 const LOAD: u16 = 0x20;
@@ -172,7 +206,6 @@ fn load(filter: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<OwnedF
 }
 
 fn program() -> Vec<libc::sock_filter> {
-    let refuse = |errno: i32| libc::SECCOMP_RET_ERRNO | errno as u32;
     let mut code = vec![
         statement(LOAD, OFFSET_ARCHITECTURE),
         jump(JUMP_EQUAL, ARCHITECTURE, 1, 0),
@@ -198,18 +231,67 @@ fn program() -> Vec<libc::sock_filter> {
         }
         code.push(statement(RETURN, action));
     }
-    code.extend([
-        jump(JUMP_EQUAL, libc::SYS_clone as u32, 0, 4),
+    for (call, block) in [
+        (libc::SYS_clone, no_namespaces()),
+        (libc::SYS_socket, known_sockets()),
+        (libc::SYS_socketpair, known_sockets()),
+        (libc::SYS_ioctl, no_terminal_input()),
+    ] {
+        // Each block ends the program.
+        code.push(jump(JUMP_EQUAL, call as u32, 0, block.len() as u8));
+        code.extend(block);
+    }
+    code.push(ALLOW);
+    code
+}
+
+const ALLOW: libc::sock_filter = statement(RETURN, libc::SECCOMP_RET_ALLOW);
+
+/// The caller of `clone` may start processes and threads, and no namespaces.
+fn no_namespaces() -> Vec<libc::sock_filter> {
+    vec![
         statement(LOAD, OFFSET_FIRST_ARGUMENT),
         statement(AND, NAMESPACE_FLAGS),
         jump(JUMP_EQUAL, 0, 1, 0),
         statement(RETURN, refuse(libc::EPERM)),
-        statement(RETURN, libc::SECCOMP_RET_ALLOW),
+        ALLOW,
+    ]
+}
+
+/// The caller of `socket` gets what this kernel seems to have.
+fn known_sockets() -> Vec<libc::sock_filter> {
+    let mut code = vec![statement(LOAD, OFFSET_FIRST_ARGUMENT)];
+    for family in SOCKETS {
+        code.extend([jump(JUMP_EQUAL, family, 0, 1), ALLOW]);
+    }
+    code.extend([
+        jump(JUMP_EQUAL, libc::AF_NETLINK as u32, 1, 0),
+        statement(RETURN, refuse(libc::EAFNOSUPPORT)),
+        statement(LOAD, OFFSET_THIRD_ARGUMENT),
+        jump(JUMP_EQUAL, NETLINK_ROUTE, 1, 0),
+        statement(RETURN, refuse(libc::EPROTONOSUPPORT)),
+        ALLOW,
     ]);
     code
 }
 
-fn statement(code: u16, k: u32) -> libc::sock_filter {
+fn no_terminal_input() -> Vec<libc::sock_filter> {
+    let mut code = vec![statement(LOAD, OFFSET_SECOND_ARGUMENT)];
+    for request in TERMINAL_INPUT {
+        code.extend([
+            jump(JUMP_EQUAL, request, 0, 1),
+            statement(RETURN, refuse(libc::EPERM)),
+        ]);
+    }
+    code.push(ALLOW);
+    code
+}
+
+const fn refuse(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno as u32
+}
+
+const fn statement(code: u16, k: u32) -> libc::sock_filter {
     libc::sock_filter {
         code,
         jt: 0,
@@ -231,8 +313,12 @@ fn jump(code: u16, k: u32, yes: u8, no: u8) -> libc::sock_filter {
 mod tests {
     use super::*;
 
-    /// Interprets the filter, as the kernel would, for one call.
+    /// Interprets the filter, as the kernel would, for a call with one argument, or with arguments.
     fn verdict(architecture: u32, number: u32, argument: u32) -> u32 {
+        verdict_on(architecture, number, [argument, 0, 0])
+    }
+
+    fn verdict_on(architecture: u32, number: u32, arguments: [u32; 3]) -> u32 {
         let code = program();
         let (mut accumulator, mut at) = (0u32, 0usize);
         loop {
@@ -243,7 +329,9 @@ mod tests {
                     accumulator = match instruction.k {
                         OFFSET_NUMBER => number,
                         OFFSET_ARCHITECTURE => architecture,
-                        OFFSET_FIRST_ARGUMENT => argument,
+                        OFFSET_FIRST_ARGUMENT => arguments[0],
+                        OFFSET_SECOND_ARGUMENT => arguments[1],
+                        OFFSET_THIRD_ARGUMENT => arguments[2],
                         other => panic!("load from {other}"),
                     };
                     continue;
@@ -270,6 +358,8 @@ mod tests {
                 call if FORBIDDEN.contains(&call) => libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
                 call if UNKNOWN.contains(&call) => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
                 call if NEEDLESS.contains(&call) => libc::SECCOMP_RET_ERRNO,
+                // Family 0 is none.
+                libc::SYS_socket | libc::SYS_socketpair => refuse(libc::EAFNOSUPPORT),
                 _ => libc::SECCOMP_RET_ALLOW,
             };
             assert_eq!(verdict(ARCHITECTURE, number, 0), expected, "call {number}");
@@ -288,6 +378,31 @@ mod tests {
             verdict(ARCHITECTURE, FOREIGN_BIT | 1, 0),
             libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32
         );
+    }
+
+    #[test]
+    fn only_sockets_that_packages_need_are_there() {
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            for family in 0..64 {
+                for protocol in 0..32 {
+                    let expected = match (family, protocol) {
+                        (1 | 2 | 10, _) | (16, 0) => libc::SECCOMP_RET_ALLOW,
+                        (16, _) => refuse(libc::EPROTONOSUPPORT),
+                        _ => refuse(libc::EAFNOSUPPORT),
+                    };
+                    let found = verdict_on(ARCHITECTURE, call as u32, [family, 3, protocol]);
+                    assert_eq!(found, expected, "family {family}, protocol {protocol}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_typed_into_a_terminal() {
+        let ioctl = |request| verdict_on(ARCHITECTURE, libc::SYS_ioctl as u32, [0, request, 0]);
+        assert_eq!(ioctl(libc::TIOCSTI as u32), refuse(libc::EPERM));
+        assert_eq!(ioctl(0x541c), refuse(libc::EPERM));
+        assert_eq!(ioctl(libc::TIOCGWINSZ as u32), libc::SECCOMP_RET_ALLOW);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rustix::process::{
 use super::record::Recorder;
 use super::request::{At, Reply, Request, SetupError, Step};
 use super::supervisor::Supervisor;
-use super::{ARGUMENT, children, filter, mounts};
+use super::{ARGUMENT, children, filter, mounts, privileges};
 use crate::tool::Tool;
 
 /// Exit status of the command's process when it could not become the command.
@@ -106,7 +106,7 @@ fn first_process(socket: &mut UnixStream, watched: &UnixStream, request: Request
 }
 
 fn run(request: Request) -> Result<Reply, SetupError> {
-    mounts::assemble(&request.root, &request.binds)?;
+    mounts::assemble(&request.root, &request.binds, &request.limits)?;
     replace_input("/dev/null").at(Step::Mounts, "open /dev/null")?;
     rustix::system::sethostname(b"localhost").at(Step::Other, "set the host name")?;
     rustix::system::setdomainname(b"").at(Step::Other, "set the domain name")?;
@@ -131,7 +131,7 @@ fn run(request: Request) -> Result<Reply, SetupError> {
         return Err(SetupError { step, detail, errno });
     }
     let listener = listener.at(Step::Filter, "receive the notification descriptor")?;
-    let mut supervisor = Supervisor::new(listener, recorder);
+    let mut supervisor = Supervisor::new(listener, recorder, request.limits);
     let ending = supervisor
         .serve(command, &children)
         .at(Step::Other, "answer system calls")?;
@@ -175,12 +175,8 @@ fn become_command(
     request: &Request,
 ) -> Result<std::convert::Infallible, SetupError> {
     setsid().at(Step::Other, "start a session")?;
-    lower_file_limit();
-    let core = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, core).at(Step::Other, "forbid core dumps")?;
+    request.limits.apply().at(Step::Other, "set limits")?;
+    privileges::drop_capabilities().at(Step::Other, "drop capabilities")?;
     let listener = filter::install().at(Step::Filter, "install the system call filter")?;
     send_descriptor(supervisor, &listener).at(Step::Filter, "send the notification descriptor")?;
     drop(listener);
@@ -206,19 +202,6 @@ fn raise_file_limit() {
         Resource::Nofile,
         Rlimit {
             current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    );
-}
-
-/// The usual soft limit, the same on every host: some programs close all possible descriptors one by one.
-fn lower_file_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let usual = limit.maximum.map_or(1024, |most| most.min(1024));
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(usual),
             maximum: limit.maximum,
         },
     );

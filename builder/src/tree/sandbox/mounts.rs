@@ -1,6 +1,6 @@
 //! Assembles the filesystem that the commands see. Runs as PID 1 of the sandbox, in its own mount namespace.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +13,7 @@ use rustix::mount::{
     mount_bind_recursive, mount_change, move_mount, open_tree, unmount,
 };
 
+use super::limits::Limits;
 use super::request::{At, Bind, Root, SetupError, Step};
 
 /// The host's device nodes that are the same on every host.
@@ -20,9 +21,12 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
+/// Files and folders in each of `/tmp` and `/run`: each costs a kilobyte of the kernel's memory.
+const TEMPORARY_FILES: u32 = 1 << 18;
+
 /// Makes `root` the root directory, with fresh `/proc`, `/dev`, `/run`, `/sys` and `/tmp` and the `binds`, and lets
 /// go of the host's filesystems.
-pub(super) fn assemble(root: &Root, binds: &[Bind]) -> Result<(), SetupError> {
+pub(super) fn assemble(root: &Root, binds: &[Bind], limits: &Limits) -> Result<(), SetupError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).at(Step::Mounts, "make mounts private")?;
     let devices = DEVICES.map(|name| (name, detach(Path::new("/dev").join(name).as_os_str())));
@@ -40,7 +44,7 @@ pub(super) fn assemble(root: &Root, binds: &[Bind]) -> Result<(), SetupError> {
     std::env::set_current_dir(top).at(Step::Root, shown("enter", top))?;
     // The host's root ends up stacked under ".", out of reach of absolute paths (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".").at(Step::Root, "change the root directory")?;
-    mount_system()?;
+    mount_system(limits)?;
     populate_dev(devices)?;
     for (bind, source) in binds {
         attach_bind(bind, &source).at(Step::Mounts, shown("bind to", &bind.inside))?;
@@ -140,7 +144,7 @@ fn set_read_only(mount: &OwnedFd) -> io::Result<()> {
     }
 }
 
-fn mount_system() -> Result<(), SetupError> {
+fn mount_system(limits: &Limits) -> Result<(), SetupError> {
     for (name, mode) in [
         ("dev", 0o755),
         ("proc", 0o555),
@@ -150,15 +154,25 @@ fn mount_system() -> Result<(), SetupError> {
     ] {
         mount_point(name, mode).at(Step::Root, format!("make /{name}"))?;
     }
-    let proc = PLAIN | MountFlags::NOEXEC;
+    // Read-only: where the host's root runs the sandbox, root inside is the owner of all that is in `/proc/sys`, and
+    // what it writes there counts for the whole host (`kernel.core_pattern` names a program to run).
+    let proc = PLAIN | MountFlags::NOEXEC | MountFlags::RDONLY;
     mount("proc", "/proc", "proc", proc, None::<&std::ffi::CStr>).at(Step::Proc, "mount /proc")?;
-    let temporary = |target: &str, flags, options| {
-        mount("tmpfs", target, "tmpfs", flags, Some(options)).at(Step::Mounts, format!("mount {target}"))
+    let temporary = |target: &str, flags, options: String| {
+        let mounted = CString::new(options)
+            .map_err(io::Error::other)
+            .and_then(|options| Ok(mount("tmpfs", target, "tmpfs", flags, Some(options.as_c_str()))?));
+        mounted.at(Step::Mounts, format!("mount {target}"))
     };
-    temporary("/dev", MountFlags::NOSUID, c"mode=0755")?;
-    temporary("/run", PLAIN, c"mode=0755")?;
-    temporary("/tmp", PLAIN, c"mode=1777")?;
-    temporary("/sys", PLAIN | MountFlags::RDONLY, c"mode=0555")
+    temporary(
+        "/dev",
+        MountFlags::NOSUID,
+        "mode=0755,size=64m,nr_inodes=4096".to_owned(),
+    )?;
+    let room = format!("size={},nr_inodes={TEMPORARY_FILES}", limits.temporary);
+    temporary("/run", PLAIN, format!("mode=0755,{room}"))?;
+    temporary("/tmp", PLAIN, format!("mode=1777,{room}"))?;
+    temporary("/sys", PLAIN | MountFlags::RDONLY, "mode=0555".to_owned())
 }
 
 /// Makes the directory `/name` unless something is there.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::limits::Limits;
 use super::owners::{Owner, Owners};
 use super::request::{Ending, Request, Root, Step};
 use super::{Sandbox, parent};
@@ -55,6 +56,7 @@ fn try_once(program: &Path, root: Root) -> Result<()> {
         environment: Vec::new(),
         arguments: Vec::new(),
         owners: Owners::default(),
+        limits: Limits::default(),
     };
     let outcome = parent::run(program, &request, &mut |_| {}).context("try the sandbox")?;
     let owner = |path: &str| -> Result<Option<Owner>> {

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{Exceeded, Limits};
 use super::owners::Owners;
 
 /// All that the inside needs to know. Paths are `OsString`s because those survive JSON whatever their bytes.
@@ -18,6 +19,7 @@ pub(super) struct Request {
     /// The command; empty for the probe, which tests itself instead.
     pub(super) arguments: Vec<OsString>,
     pub(super) owners: Owners,
+    pub(super) limits: Limits,
 }
 
 /// What becomes `/`.
@@ -61,6 +63,8 @@ pub enum Ending {
     Exited(i32),
     /// By this signal.
     Killed(i32),
+    /// With all that it had started, for using more than [`Limits`] allow.
+    Exceeded(Exceeded),
 }
 
 impl Ending {
@@ -75,6 +79,7 @@ impl fmt::Display for Ending {
         match self {
             Self::Exited(status) => write!(f, "exit status {status}"),
             Self::Killed(signal) => write!(f, "killed by signal {signal}"),
+            Self::Exceeded(limit) => write!(f, "stopped: it used more than {limit}"),
         }
     }
 }

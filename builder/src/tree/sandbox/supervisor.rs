@@ -5,7 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, chownat, openat};
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Uid};
@@ -13,6 +13,7 @@ use rustix::process::{Gid, Pid, Uid};
 use super::call::{Caller, Place};
 use super::children::{drain, kill_the_rest, reap};
 use super::filter;
+use super::limits::{Limits, PERIOD, Watch};
 use super::owners::{Device, Owner, Owners, capability_v2};
 use super::record::{Inode, Recorder};
 use super::request::{Counts, Ending};
@@ -37,10 +38,11 @@ pub(super) struct Supervisor {
     listener: OwnedFd,
     recorder: Recorder,
     counts: Counts,
+    watch: Watch,
 }
 
 impl Supervisor {
-    pub(super) fn new(listener: OwnedFd, recorder: Recorder) -> Self {
+    pub(super) fn new(listener: OwnedFd, recorder: Recorder, limits: Limits) -> Self {
         // Lets the kernel switch straight between caller and supervisor on one CPU (Linux 6.6); only speed.
         const SYNC_WAKE_UP: u64 = 1;
         #[expect(unsafe_code, reason = "ioctl on the seccomp listener")]
@@ -56,19 +58,25 @@ impl Supervisor {
             listener,
             recorder,
             counts: Counts::default(),
+            watch: Watch::new(limits),
         }
     }
 
-    /// Answers calls and reaps until process `command` has ended; then kills and reaps the rest.
+    /// Answers calls and reaps until process `command` has ended or a limit is passed; then kills and reaps the rest.
     pub(super) fn serve(&mut self, command: Pid, children: &OwnedFd) -> io::Result<Ending> {
+        let period = Timespec::try_from(PERIOD).map_err(io::Error::other)?;
         loop {
+            if let Some(exceeded) = self.watch.exceeded()? {
+                kill_the_rest()?;
+                return Ok(Ending::Exceeded(exceeded));
+            }
             let (mut called, mut ended) = (false, false);
             {
                 let mut polled = [
                     PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(children.as_fd(), PollFlags::IN),
                 ];
-                match poll(&mut polled, None) {
+                match poll(&mut polled, Some(&period)) {
                     Err(Errno::INTR) => continue,
                     other => other?,
                 };
