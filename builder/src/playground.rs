@@ -28,6 +28,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::qemu::Accelerator;
 
 mod balancer;
+mod border;
 mod console;
 mod frame;
 mod hardware;

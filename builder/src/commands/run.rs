@@ -46,9 +46,13 @@ pub(super) fn run(arguments: &Run, context: &Context) -> Result<()> {
         firmware: Some((&firmware, &own_vars)),
         disks: &disks,
     };
-    let tool =
-        tool.args(hardware.arguments())
-            .args(["-nic", "user,model=virtio-net-pci", "-serial", "mon:stdio"]);
+    // The image may be anybody's: it gets an address and no way to this host or beyond.
+    let tool = tool.args(hardware.arguments()).args([
+        "-nic",
+        "user,restrict=on,model=virtio-net-pci",
+        "-serial",
+        "mon:stdio",
+    ]);
     let how = match accelerator {
         Accelerator::Kvm => "KVM",
         Accelerator::Tcg => "emulation",

@@ -13,6 +13,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 
+use super::border::Border;
 use super::frame::{self, Mac};
 use super::{NETWORK, Playground};
 
@@ -51,14 +52,19 @@ pub(super) fn start(playground: &Playground) -> Result<()> {
     let machines = &playground.machines;
     let ends = machines.iter().map(|machine| machine.socket()).chain([gateway()]);
     let leases = machines.iter().map(|machine| (machine.mac(), machine.address));
-    connect(&socket(), ends, leases.collect())
+    let border = Border {
+        api_port: playground.port,
+    };
+    connect(&socket(), ends, leases.collect(), border)
 }
 
-/// Switches between `ends`, whose datagrams come to `path`, and answers questions for `leases`.
+/// Switches between `ends`, whose datagrams come to `path`, and answers questions for `leases`. The last end is the
+/// gateway's; only what `border` lets out reaches it.
 fn connect(
     path: &Path,
     ends: impl IntoIterator<Item = PathBuf>,
     leases: BTreeMap<Mac, Ipv4Addr>,
+    border: Border,
 ) -> Result<()> {
     let inside = UnixDatagram::bind(path).with_context(|| format!("open {}", path.display()))?;
     let inside = Arc::new(inside);
@@ -66,6 +72,7 @@ fn connect(
     let mut switch = Switch {
         ports: ports?,
         leases,
+        border,
         learned: BTreeMap::new(),
     };
     let work = move || {
@@ -101,6 +108,7 @@ fn port(end: PathBuf, inside: &Arc<UnixDatagram>) -> Result<Port> {
 struct Switch {
     ports: Vec<Port>,
     leases: BTreeMap<Mac, Ipv4Addr>,
+    border: Border,
     /// Which port a hardware address was last seen at.
     learned: BTreeMap<Mac, usize>,
 }
@@ -141,6 +149,9 @@ impl Switch {
     }
 
     fn send(&self, port: usize, frame: &Arc<[u8]>) {
+        if port + 1 == self.ports.len() && !self.border.lets_out(frame) {
+            return;
+        }
         // A full queue loses the frame.
         drop(self.ports[port].queue.try_send(Arc::clone(frame)));
     }
@@ -153,9 +164,10 @@ mod tests {
     use super::*;
 
     const EVERYBODY: Mac = [0xff; 6];
+    const BORDER: Border = Border { api_port: 40_001 };
 
     fn frame(to: Mac, from: Mac, text: &str) -> Vec<u8> {
-        [&to[..], &from, &[0x88, 0xb5], text.as_bytes()].concat()
+        [&to[..], &from, &[0x08, 0x06], text.as_bytes()].concat()
     }
 
     #[test]
@@ -167,7 +179,13 @@ mod tests {
             end.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
             end
         });
-        connect(&path("switch"), ["a", "b", "outside"].map(path), BTreeMap::new()).unwrap();
+        connect(
+            &path("switch"),
+            ["a", "b", "outside"].map(path),
+            BTreeMap::new(),
+            BORDER,
+        )
+        .unwrap();
         let (mac_a, mac_b) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
         let send = |end: &UnixDatagram, frame: &[u8]| end.send_to(frame, path("switch")).map(drop).unwrap();
         let received = |end: &UnixDatagram| {
@@ -196,5 +214,42 @@ mod tests {
         send(&a, &last);
         assert_eq!(received(&outside), last);
         assert_eq!(received(&b), last);
+    }
+
+    #[test]
+    fn what_is_for_the_host_itself_is_seen_by_machines_and_not_by_the_gateway() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let [a, b, outside] = ["a", "b", "outside"].map(|name| {
+            let end = UnixDatagram::bind(path(name)).unwrap();
+            end.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            end
+        });
+        connect(
+            &path("switch"),
+            ["a", "b", "outside"].map(path),
+            BTreeMap::new(),
+            BORDER,
+        )
+        .unwrap();
+        // A connection to port 22 of 10.0.2.2, to whoever has it.
+        let mut attack = [&EVERYBODY[..], &[2, 0, 0, 0, 0, 1], &[0x08, 0x00]].concat();
+        attack.extend([
+            0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 2, 11, 10, 0, 2, 2,
+        ]);
+        attack.extend([
+            0xc3, 0x50, 0, 22, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0,
+        ]);
+        let last = frame(EVERYBODY, [2, 0, 0, 0, 0, 1], "who is there?");
+        for bytes in [&attack, &last] {
+            a.send_to(bytes, path("switch")).unwrap();
+        }
+        let received = |end: &UnixDatagram| {
+            let mut buffer = [0; 2048];
+            let length = end.recv(&mut buffer).unwrap();
+            buffer[..length].to_vec()
+        };
+        assert_eq!((received(&b), received(&b)), (attack, last.clone()));
+        assert_eq!(received(&outside), last);
     }
 }
