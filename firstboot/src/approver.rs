@@ -59,8 +59,19 @@ pub struct Approver {
     node: String,
     address: IpAddr,
     watchman: Watchman,
-    waiting: BTreeMap<(NodeName, Signer), Waiting>,
+    /// Requests that are not to be approved now: of each node the newest for each signer, and those that could not be
+    /// judged, by their own names.
+    waiting: BTreeMap<(Whose, Signer), Waiting>,
     tally: Tally,
+}
+
+/// By what a request that waits is known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// The node that asks.
+    Node(NodeName),
+    /// The request's own name.
+    Request(String),
 }
 
 /// A request that is not to be approved now.
@@ -109,13 +120,13 @@ impl Approver {
         self.waiting.clear();
         let requests = watch::start(api.clone());
         while !is_over() {
-            match requests.recv_timeout(PULSE) {
+            let waits = !self.look_again(api, Instant::now());
+            match requests.recv_timeout(if waits { PULSE } else { Duration::ZERO }) {
                 Ok(Ok(request)) => self.look_at(api, &request),
                 Ok(Err(error)) => return Err(error),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.look_again(api, Instant::now());
             if let Some(text) = self.tally.due(Instant::now()) {
                 say(&text);
             }
@@ -153,20 +164,25 @@ impl Approver {
         };
         let now = Instant::now();
         let name = &request.metadata.name;
+        let unjudged = (Whose::Request(name.clone()), signer);
+        self.waiting.remove(&unjudged);
         match self.judge(request, signer, api, now) {
-            Ok(Verdict::Approve(node, why)) => {
-                self.waiting.remove(&(node.clone(), signer));
-                match approve(api, &request.metadata, why) {
-                    Ok(true) => self.tally.add(now, format!("approved {name}: {node}: {why}")),
-                    // Another control plane was faster.
-                    Ok(false) => {}
-                    Err(error) => self.later((node, signer), name, error.to_string(), now, PULSE),
+            Ok(Verdict::Approve(node, why)) => match approve(api, &request.metadata, why) {
+                Ok(approved) => {
+                    self.waiting.remove(&(Whose::Node(node.clone()), signer));
+                    // If not, another control plane was faster.
+                    if approved {
+                        self.tally.add(now, &format!("approved {name}: {node}: {why}"));
+                    }
                 }
+                Err(error) => self.later(unjudged, name, error.to_string(), now, PULSE),
+            },
+            Ok(Verdict::Never(why)) => self.tally.add(now, &format!("not approved {name}: {why}")),
+            Ok(Verdict::Later { node, again, why }) => {
+                self.later((Whose::Node(node), signer), name, why, now, again);
             }
-            Ok(Verdict::Never(why)) => self.tally.add(now, format!("not approved {name}: {why}")),
-            Ok(Verdict::Later { node, again, why }) => self.later((node, signer), name, why, now, again),
             // The cluster could not be asked about this one; the next one may be about something else.
-            Err(error) => self.tally.add(now, format!("not judged {name}: {error}")),
+            Err(error) => self.later(unjudged, name, error.to_string(), now, PULSE),
         }
     }
 
@@ -185,30 +201,37 @@ impl Approver {
     }
 
     /// The newest request of each node is looked at again: a kubelet that is refused makes another one after a while.
-    fn later(&mut self, key: (NodeName, Signer), name: &str, why: String, now: Instant, again: Duration) {
+    fn later(&mut self, key: (Whose, Signer), name: &str, why: String, now: Instant, again: Duration) {
         let known = self.waiting.get(&key);
         if known.is_none() && self.waiting.len() >= MAX_WAITING {
-            return self.tally.add(now, format!("not approved {name}: too many wait"));
+            return self
+                .tally
+                .add(now, &format!("not approved {name}: too many wait"));
         }
         if known.is_none_or(|known| known.why != why) {
-            self.tally.add(now, format!("not approved {name}: {why}"));
+            self.tally.add(now, &format!("not approved {name}: {why}"));
         }
         let (name, when) = (name.to_owned(), now + again);
         self.waiting.insert(key, Waiting { name, why, when });
     }
 
-    fn look_again(&mut self, api: &Api, now: Instant) {
+    /// Looks again at the request that has been due longest, if there is one: new ones have their turn between.
+    fn look_again(&mut self, api: &Api, now: Instant) -> bool {
         let due = self.waiting.iter().filter(|(_, waiting)| waiting.when <= now);
-        let due: Vec<_> = due
-            .map(|(key, waiting)| (key.clone(), waiting.name.clone()))
-            .collect();
-        for (key, name) in due {
-            match api.read::<Object>(&format!("{REQUESTS}/{}", segment(&name))) {
-                Ok(Some(request)) if request.waits_for().is_some() => self.look_at(api, &request),
-                Ok(_) => drop(self.waiting.remove(&key)),
-                Err(error) => self.later(key, &name, error.to_string(), now, PULSE),
-            }
+        let first = due.min_by_key(|(_, waiting)| waiting.when);
+        let Some((key, name)) = first.map(|(key, waiting)| (key.clone(), waiting.name.clone())) else {
+            return false;
+        };
+        match api.read::<Object>(&format!("{REQUESTS}/{}", segment(&name))) {
+            Ok(Some(request)) => self.look_at(api, &request),
+            Ok(None) => {}
+            Err(error) => self.later(key.clone(), &name, error.to_string(), now, PULSE),
         }
+        // What has come of it is no longer a reason to wait.
+        if self.waiting.get(&key).is_some_and(|waiting| waiting.when <= now) {
+            self.waiting.remove(&key);
+        }
+        true
     }
 }
 

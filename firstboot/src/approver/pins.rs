@@ -9,6 +9,9 @@
 //! - a control plane says that it has the address: only its own agent, with the cluster's keys, writes that;
 //! - a person deletes the ConfigMaps.
 //!
+//! Who makes machines and knows their addresses beforehand writes these objects before they join: then they are never
+//! taken from a node's word. Such an object has the label `kimage.dev/node` and the data `address` and `node`.
+//!
 //! So a node that was stolen keeps the addresses that it had, whatever it writes into its Node, until whoever may make
 //! nodes says otherwise.
 

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::der::Asked;
 use super::node_name::NodeName;
@@ -23,6 +23,8 @@ use crate::kubernetes::ApiError;
 
 /// No machine of a cluster has more addresses: two families, inside and outside.
 const MAX_ADDRESSES: usize = 4;
+/// A kubelet that has just asked makes its Node, and says where it is, within so long.
+const SHORTLY: Duration = Duration::from_secs(2);
 
 /// Judges a request for [`Signer::Serving`].
 pub(super) fn judge(
@@ -37,7 +39,7 @@ pub(super) fn judge(
         Err(why) => return Ok(Verdict::Never(why)),
     };
     let Some(node) = site.node(&name)? else {
-        return Ok(Verdict::later(&name, QUIET, format!("there is no Node {name}")));
+        return Ok(Verdict::later(&name, SHORTLY, format!("there is no Node {name}")));
     };
     // The label is an administrator's word: a control plane may be the endpoint itself.
     let the_apis = |address: &&IpAddr| reserved.is_the_apis(**address) && !node.is_control_plane;
@@ -54,6 +56,13 @@ pub(super) fn judge(
         .collect();
     if !bound.is_empty() && !strange.is_empty() {
         return changed(site, &name, &bound, &strange);
+    }
+    if let Some(address) = strange.iter().find(|address| !node.addresses.contains(address)) {
+        return Ok(Verdict::later(
+            &name,
+            SHORTLY,
+            format!("Node {name} has no address {address}"),
+        ));
     }
     if let Some(why) = first(site, &name, &node, &strange, watchman, now)? {
         return Ok(Verdict::later(&name, QUIET, why));
@@ -120,9 +129,6 @@ fn first(
 ) -> Result<Option<String>, ApiError> {
     if addresses.is_empty() {
         return Ok(None);
-    }
-    if let Some(address) = addresses.iter().find(|address| !node.addresses.contains(address)) {
-        return Ok(Some(format!("Node {name} has no address {address}")));
     }
     if let Some(why) = is_the_apis(site, node, addresses)? {
         return Ok(Some(format!("Node {name} asks for {why}")));

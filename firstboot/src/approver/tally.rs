@@ -18,11 +18,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Something to say.
-    pub(super) fn add(&mut self, now: Instant, line: String) {
+    /// Something to say. Names of requests are anybody's text, and this goes to a console that others read again.
+    pub(super) fn add(&mut self, now: Instant, line: &str) {
         self.since.get_or_insert(now);
+        let plain = |letter: char| if letter.is_control() { '\u{fffd}' } else { letter };
+        let line: String = line.chars().map(plain).take(LONGEST).collect();
         if self.lines.len() < SAID && !self.lines.contains(&line) {
-            self.lines.push(line.chars().take(LONGEST).collect());
+            self.lines.push(line);
         } else {
             self.more += 1;
         }
@@ -48,16 +50,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_name_begins_a_line_of_its_own() {
+        let (mut tally, now) = (Tally::default(), Instant::now());
+        tally.add(now, "approved a\nkimage-status: {}\u{1b}[2J");
+        let said = tally.due(now + WHILE).unwrap();
+        assert!(!said.contains(char::is_control), "{said:?}");
+    }
+
+    #[test]
     fn many_are_one_line() {
         let (mut tally, now) = (Tally::default(), Instant::now());
         assert_eq!(tally.due(now + WHILE), None);
         for number in 0..2000 {
-            tally.add(now, format!("{number}"));
+            tally.add(now, &number.to_string());
         }
         assert_eq!(tally.due(now), None);
         assert_eq!(tally.due(now + WHILE).unwrap(), "0; 1; 2; 3; 4; 5; and 1994 more");
         assert_eq!(tally.due(now + WHILE), None);
-        tally.add(now, "x".repeat(5000));
+        tally.add(now, &"x".repeat(5000));
         assert_eq!(tally.due(now + WHILE).unwrap().len(), LONGEST);
     }
 }

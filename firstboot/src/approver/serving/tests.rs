@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use super::*;
 use crate::approver::cluster::Fake;
 use crate::approver::request::tests::{CLIENT, SERVER, parameters, pem, serving};
