@@ -252,6 +252,7 @@ fn a_stolen_worker_or_token_makes_nobody_else_of_itself_and_hinders_nobody() {
     let crowd = std::panic::AssertUnwindSafe(|| a_crowd_ends_nothing(&mut cluster, &worker));
     failed.extend(std::panic::catch_unwind(crowd).err().map(|_| "a crowd"));
     assert_eq!(failed, Vec::<&str>::new());
+    requester::clear(&cluster).unwrap();
 
     // Its machine is gone for good; who comes has its name and address, a token, and nothing of its keys.
     cluster.say("w2 is replaced under its name");
@@ -260,4 +261,6 @@ fn a_stolen_worker_or_token_makes_nobody_else_of_itself_and_hinders_nobody() {
     cluster.machine("w2").start().unwrap();
     cluster.wait_for_one("w2", FORMATION).unwrap();
     cluster.say("the fresh w2 is in service");
+    requester::wait_until_served(&cluster, "w2", SOON).unwrap();
+    cluster.say("the fresh w2 has a certificate for the old address");
 }

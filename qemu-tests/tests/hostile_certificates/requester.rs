@@ -144,6 +144,22 @@ pub(crate) fn wait_until_signed(cluster: &Cluster<Contained>, name: &str, deadli
     })
 }
 
+/// Waits until the kubelet of `node` has a certificate to serve with.
+pub(crate) fn wait_until_served(cluster: &Cluster<Contained>, node: &str, deadline: Duration) -> Result<()> {
+    let user = format!("system:node:{node}");
+    until(deadline, "a serving certificate", || {
+        let requests = cluster.items(REQUESTS)?;
+        let served = requests.iter().any(|request| {
+            let spec = &request["spec"];
+            spec["signerName"] == SERVING
+                && spec["username"] == user.as_str()
+                && request["status"]["certificate"].is_string()
+        });
+        ensure!(served, "{user} has none");
+        Ok(())
+    })
+}
+
 /// Deletes all requests.
 pub(crate) fn clear(cluster: &Cluster<Contained>) -> Result<()> {
     #[derive(Deserialize)]
