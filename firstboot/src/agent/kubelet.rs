@@ -25,19 +25,20 @@ pub(super) fn worker<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
         let is_time = asked.is_none_or(|asked| asked.elapsed() >= QUESTION);
         let lost = match worker.check_credential() {
             Err(why) => Some(why),
-            Ok(_) if is_time => {
-                let standing = worker.standing();
-                asked = Some(Instant::now());
-                match standing {
-                    Standing::Refused(why) => Some(why),
-                    Standing::Unheard(why) => return Err(why),
-                    Standing::Node => None,
+            // Until the cluster has said yes it is asked in every round.
+            Ok(_) if is_time => match worker.standing() {
+                Standing::Refused(why) => Some(why),
+                Standing::Unheard(why) => return Err(why),
+                Standing::Node => {
+                    asked = Some(Instant::now());
+                    None
                 }
-            }
+            },
             Ok(_) => None,
         };
         match lost {
             Some(why) => {
+                asked = None;
                 shift.say(&format!("the kubelet's credential is lost: {why}"));
                 join_anew(shift)?;
             }
