@@ -134,7 +134,7 @@ fn etcd() -> PathBuf {
 impl Bench {
     fn new(number: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let net = number * 60 + std::process::id() % 60;
+        let net = number * 50 + std::process::id() % 50;
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();

@@ -1,7 +1,7 @@
 //! Seeded schedules of faults against the code that forms etcd on real machines: crashes between any two effects, lost
-//! answers, old reads, old lists of instances, partitions, clock jumps, replaced machines, machines told to leave, lost disks. Whatever happens, no two clusters may serve
-//! and no member may go that should stay; and when the faults cease, everybody must become a voting member of one
-//! cluster.
+//! answers, old reads, old lists of instances, partitions, clock jumps, replaced machines, machines told to leave, lost
+//! disks. Whatever happens, no two clusters may serve and no member may go that should stay; and when the faults cease,
+//! everybody must become a voting member of one cluster.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::leave::Departure;
 use super::world::{Mark, Means};
 
 mod etcd;
+mod lists;
 mod net;
 
 /// Steps that everybody may take, after the faults, until the cluster is whole.

@@ -1,32 +1,19 @@
 //! The machines, the record's store and the faults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kimage_roles::cause::Cause;
-use kimage_roles::inventory::{
-    CLOCK_SKEW, Edition, Expected, Instance, InstanceList, InstanceState, MAX_VALIDITY,
-};
+use kimage_roles::inventory::{Edition, InstanceList};
 
 use super::Met;
 use super::etcd::Cluster;
+use super::lists::{BEGIN, LATE, SKEW};
 use crate::etcd::world::{Disk, Glance, Launch, Local, Mark, Outcome, World};
 use crate::etcd::{Id, Identity, Member, Peer, View};
 use crate::failure::Failure;
 use crate::inventory::{Claim, Standing};
 use crate::record::{Phase, Record, Version, Written};
-
-/// The moment at which schedules begin, in seconds since 1970.
-const BEGIN: u64 = 1_795_000_000;
-const CLUSTER: &str = "simulated";
-/// Seconds between two lists.
-const PERIOD: u64 = 30;
-/// So many seconds after a machine comes or goes the inventory knows it, at most.
-const LATE: usize = 90;
-/// So far the wall clocks of machines are from the inventory's, in seconds. Clocks and lateness together stay within
-/// [`CLOCK_SKEW`].
-const SKEW: usize = 200;
-const _: () = assert!((LATE + SKEW) as u64 <= CLOCK_SKEW.as_secs());
 
 /// Deliberate faults of the algorithm, made by worlds that lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +76,9 @@ pub(super) struct Machine {
     pub(super) identity: Identity,
     pub(super) exists: bool,
     /// When the inventory learns that it is gone.
-    gone_at: Duration,
+    pub(super) gone_at: Duration,
     /// When the inventory learns that it is there.
-    named_at: Duration,
+    pub(super) named_at: Duration,
     /// So far its wall clock is ahead, in seconds.
     pub(super) wall_skew: i64,
     /// The newest list that it has seen; on its disk.
@@ -114,7 +101,7 @@ pub(super) struct Net {
     pub(super) sabotage: Option<Sabotage>,
     pub(super) has_inventory: bool,
     /// All lists that were ever signed; a server may give any of them.
-    lists: Vec<InstanceList>,
+    pub(super) lists: Vec<InstanceList>,
     pub(super) list: Option<Vec<Peer>>,
     pub(super) machines: Vec<Machine>,
     pub(super) clusters: BTreeMap<Id, Cluster>,
@@ -231,45 +218,8 @@ impl Net {
         self.boot(address)
     }
 
-    /// Whoever makes the machines signs what it knows, if the last list is old enough.
-    pub(super) fn sign_list(&mut self) {
-        let issued_at = BEGIN + self.time.as_secs();
-        if self
-            .lists
-            .last()
-            .is_some_and(|list| issued_at < list.issued_at + PERIOD)
-        {
-            return;
-        }
-        let known = |machine: &&Machine| {
-            machine.exists && machine.named_at <= self.time || !machine.exists && machine.gone_at > self.time
-        };
-        let instance = |machine: &Machine| Instance {
-            id: machine.identity.instance.clone(),
-            state: InstanceState::Running,
-        };
-        let list = InstanceList {
-            cluster: CLUSTER.to_owned(),
-            sequence: self.lists.len() as u64,
-            issued_at,
-            expires_at: issued_at + MAX_VALIDITY.as_secs(),
-            complete: true,
-            instances: self.machines.iter().filter(known).map(instance).collect(),
-        };
-        self.lists.push(list);
-    }
-
-    /// A list that the server gives: the last one or any other that hasn't expired.
-    fn served_list(&mut self) -> &InstanceList {
-        let last = self.lists.len() - 1;
-        let old = self.faults && last > 0 && self.random.chance(50);
-        self.met.old_lists += usize::from(old);
-        let number = if old { self.random.below(last) } else { last };
-        &self.lists[number]
-    }
-
     /// The wall clock of a machine, in seconds since 1970.
-    fn wall(&self, machine: usize) -> u64 {
+    pub(super) fn wall(&self, machine: usize) -> u64 {
         (BEGIN + self.time.as_secs()).saturating_add_signed(self.machines[machine].wall_skew)
     }
 
@@ -407,7 +357,7 @@ pub(super) struct Seat<'a> {
     pub(super) me: usize,
 }
 
-fn lost() -> Failure {
+pub(super) fn lost() -> Failure {
     Failure::because(Cause::EtcdForming, "lost")
 }
 
@@ -621,19 +571,7 @@ impl World for Seat<'_> {
             if !net.has_inventory {
                 return Ok(Standing::Unknown);
             }
-            let expected = Expected {
-                cluster: CLUSTER,
-                public_key: "",
-                seen: net.machines[me].seen,
-                now: SystemTime::UNIX_EPOCH + Duration::from_secs(net.wall(me)),
-            };
-            let timeless = net.sabotage == Some(Sabotage::ListsAreTimeless);
-            let list = net.served_list();
-            list.believe(&expected).map_err(|_| lost())?;
-            let since = if timeless { Some(0) } else { claim.since };
-            let (standing, edition) = (list.standing(&claim.instance, since), list.edition());
-            net.machines[me].seen = Some(edition);
-            Ok(standing)
+            net.standing_by_list(me, &claim)
         })
     }
 }
