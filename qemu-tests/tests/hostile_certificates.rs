@@ -171,7 +171,12 @@ fn memory_of_agent(machine: &Contained) -> u64 {
 
 /// Thousands of requests, and an approver that has to read them all at once since it has just begun.
 fn a_crowd_ends_nothing(cluster: &mut Cluster<Contained>, worker: &Requester) {
-    let text = pem("system:node:w1", &["w1", "kubernetes"]);
+    // As large as those that kubelets make and the API server writes its notes to.
+    let text = format!(
+        "{}\n{}",
+        "x".repeat(3000),
+        pem("system:node:w1", &["w1", "kubernetes"])
+    );
     let began = Instant::now();
     worker.crowd(cluster, &text, CROWD).unwrap();
     println!("{CROWD} requests were made within {:.1?}", began.elapsed());
