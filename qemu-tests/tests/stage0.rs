@@ -7,32 +7,15 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use kimage_builder::partitions::initrd::{self, Initrd};
 use kimage_builder::tool::Tool;
-use kimage_builder::tree::{Content, Entry, Kind, Tree, TreePath};
 use kimage_qemu_tests::machine::{Blueprint, Bus, Cache, Disk, Format, Machine};
-use kimage_qemu_tests::packages::Locked;
-use kimage_qemu_tests::programs::guest;
+use kimage_qemu_tests::small_image::{self, SmallImage};
 use kimage_roles::containers::{CONTENT, METADATA, SNAPSHOTS, SNAPSHOTTER, STAMP, STORE};
-use kimage_roles::role::{ROLE_PATH, Role};
 
-/// What the root, its programs and the kernel come from.
-const PACKAGES: [&str; 9] = [
-    "e2fsprogs",
-    "libblkid1",
-    "libc6",
-    "libcom-err2",
-    "libext2fs2t64",
-    "libuuid1",
-    "linux-image-6.8.0",
-    "linux-modules-6.8.0",
-    "linux-modules-extra-6.8.0",
-];
 const DEADLINE: Duration = Duration::from_secs(120);
 const SECTOR: u64 = 512;
 /// First sectors of the hash partition and of the root partition, and the disk's size in sectors.
@@ -74,200 +57,47 @@ poweroff -f
 "#;
 
 struct Bench {
-    folder: PathBuf,
-    kernel: PathBuf,
+    small: SmallImage,
     image: PathBuf,
-    root_hash: String,
 }
 
 /// The image, made once for all tests.
 fn bench() -> &'static Bench {
     static BENCH: OnceLock<Bench> = OnceLock::new();
     BENCH.get_or_init(|| {
-        let noble = noble();
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
         // Not a temporary folder: a static is never dropped, so the next run clears away what this one leaves.
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stage0");
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        let version = only_child(&noble.join("lib/modules"));
-        let version = version.file_name().unwrap().to_str().unwrap().to_owned();
-        let kernel = noble.join(format!("boot/vmlinuz-{version}"));
-        let initrd = build_initrd(&noble, &version);
-        fs::write(folder.join("initrd"), &initrd.bytes).unwrap();
-        let (image, root_hash) = build_image(&noble, &folder);
-        Bench {
-            folder,
-            kernel,
-            image,
-            root_hash,
-        }
+        let small = SmallImage::build(&cache.join("stage0"), cache, INIT, write_store).unwrap();
+        let image = build_disk(&small);
+        Bench { small, image }
     })
 }
 
-fn only_child(folder: &Path) -> PathBuf {
-    let children: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    assert_eq!(children.len(), 1, "{} holds {children:?}", folder.display());
-    children[0].clone()
-}
-
-/// Ubuntu's packages, unpacked; names of kernel packages carry its version.
-fn noble() -> PathBuf {
-    let locked = Locked::of("ubuntu-24.04").unwrap();
-    let full = |name: &&str| {
-        let mut names = locked.lock.package.iter().map(|package| package.name.as_str());
-        let found = names.find(|full| full == name || name.ends_with("-6.8.0") && full.starts_with(name));
-        found.unwrap_or_else(|| panic!("no package {name} in the lock"))
-    };
-    let names: Vec<&str> = PACKAGES.iter().map(full).collect();
-    locked
-        .unpacked(&names, Path::new(env!("CARGO_TARGET_TMPDIR")))
-        .unwrap()
-}
-
-fn build_initrd(noble: &Path, version: &str) -> Initrd {
-    let mut tree = Tree::new(0);
-    for folder in ["usr", "usr/lib", "usr/lib/modules"] {
-        tree.insert(
-            TreePath::parse(folder.as_bytes()).unwrap(),
-            Entry::directory(0o755),
-        )
-        .unwrap();
-    }
-    let modules = TreePath::parse(b"usr/lib/modules").unwrap();
-    shelve(
-        &mut tree,
-        &modules.join(version.as_bytes()),
-        &noble.join("lib/modules").join(version),
-    );
-    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let hardware =
-        "nvme ahci vmw_pvscsi mptsas megaraid_sas xhci_pci usb-storage uas hv_storvsc virtio_blk virtio_scsi";
-    let initrd = initrd::build(
-        &guest("kimage-init").unwrap(),
-        &tree,
-        version,
-        &words("dm-verity overlay"),
-        &words(hardware),
-    );
-    let initrd = initrd.unwrap();
-    assert!(initrd.unmatched.is_empty(), "{:?}", initrd.unmatched);
-    println!(
-        "initrd: {} bytes, modules {:?}",
-        initrd.bytes.len(),
-        initrd.modules
-    );
-    initrd
-}
-
-fn shelve(tree: &mut Tree, path: &TreePath, folder: &Path) {
-    tree.insert(path.clone(), Entry::directory(0o755)).unwrap();
-    for entry in fs::read_dir(folder).unwrap() {
-        let entry = entry.unwrap();
-        let path = path.join(entry.file_name().as_encoded_bytes());
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            shelve(tree, &path, &entry.path());
-        } else if kind.is_file() {
-            let mut shelved = Entry::bytes(0o644, Vec::new());
-            if let Kind::File { content, .. } = &mut shelved.kind {
-                *content = Content::File(entry.path());
-            }
-            tree.insert(path, shelved).unwrap();
-        }
-    }
-}
-
-/// What the builder tells first boot, and a store for containerd that takes a while to copy.
-fn write_contract(root: &Path) {
-    let role = Role {
-        schema: kimage_roles::role::SCHEMA,
-        role: "test".to_owned(),
-        image: "test".to_owned(),
-        kernel: "test".to_owned(),
-        root_size_mib: Some(96),
-        components: Vec::new(),
-    };
-    let put = |path: &str, bytes: &[u8]| {
+/// A store for containerd that takes a while to copy.
+fn write_store(root: &Path) -> anyhow::Result<()> {
+    let put = |path: &str, bytes: &[u8]| -> anyhow::Result<()> {
         let path = root.join(path.trim_start_matches('/'));
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        fs::create_dir_all(path.parent().unwrap())?;
+        Ok(fs::write(path, bytes)?)
     };
-    put(ROLE_PATH, &role.to_json().unwrap());
-    put(&format!("{STORE}/{STAMP}"), b"5eed\n");
+    put(&format!("{STORE}/{STAMP}"), b"5eed\n")?;
     // Each block another one, so that a hole or a swap shows, and all together small in the root.
     let blob = |seed: u8| -> Vec<u8> {
         let block = |number: u32| [seed, number as u8, (number >> 8) as u8].repeat(1365);
         (0..2048).flat_map(block).collect()
     };
-    put(&format!("{STORE}/{CONTENT}/blobs/1"), &blob(1));
-    put(&format!("{STORE}/{CONTENT}/blobs/2"), &blob(2));
-    put(&format!("{STORE}/{METADATA}/meta.db"), b"database");
-    put(&format!("{STORE}/{SNAPSHOTTER}/{SNAPSHOTS}/1/fs/app"), b"program");
+    put(&format!("{STORE}/{CONTENT}/blobs/1"), &blob(1))?;
+    put(&format!("{STORE}/{CONTENT}/blobs/2"), &blob(2))?;
+    put(&format!("{STORE}/{METADATA}/meta.db"), b"database")?;
+    put(&format!("{STORE}/{SNAPSHOTTER}/{SNAPSHOTS}/1/fs/app"), b"program")
 }
 
-fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
-    let root = folder.join("root");
-    let folders = "bin sbin dev etc proc run sys tmp var lib64 usr/lib/kimage usr/sbin usr/share/factory/var/lib \
-                   lib/x86_64-linux-gnu";
-    for name in folders.split_ascii_whitespace() {
-        fs::create_dir_all(root.join(name)).unwrap();
-    }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(Path::new);
-    let busybox = busybox.into_iter().find(|path| path.exists());
-    fs::copy(
-        busybox.expect("a static busybox is needed: apt-get install busybox-static"),
-        root.join("bin/busybox"),
-    )
-    .unwrap();
-    for name in
-        "sh mount grep touch cat echo sleep poweroff df tail tr cut wc sync readlink ls find cmp".split(' ')
-    {
-        symlink("busybox", root.join("bin").join(name)).unwrap();
-    }
-    for name in ["mkfs.ext4", "e2fsck", "resize2fs"] {
-        fs::copy(
-            noble.join("usr/sbin").join(name),
-            root.join("usr/sbin").join(name),
-        )
-        .expect("e2fsprogs");
-    }
-    let libraries = noble.join("usr/lib/x86_64-linux-gnu");
-    for name in "libc.so.6 libext2fs.so.2 libcom_err.so.2 libblkid.so.1 libuuid.so.1 libe2p.so.2".split(' ') {
-        fs::copy(libraries.join(name), root.join("lib/x86_64-linux-gnu").join(name)).expect(name);
-    }
-    let loader = "ld-linux-x86-64.so.2";
-    fs::copy(libraries.join(loader), root.join("lib64").join(loader)).unwrap();
-    let firstboot = root.join("usr/lib/kimage/kimage-firstboot");
-    fs::write(&firstboot, guest("kimage-firstboot").unwrap()).unwrap();
-    fs::set_permissions(&firstboot, fs::Permissions::from_mode(0o755)).unwrap();
-    write_contract(&root);
-    fs::write(root.join("usr/share/factory/var/lib/factory-file"), "hello").unwrap();
-    fs::write(root.join("sbin/init"), INIT).unwrap();
-    fs::set_permissions(root.join("sbin/init"), fs::Permissions::from_mode(0o755)).unwrap();
-    let run = |program: &str, arguments: &str| {
-        let tool = Tool::new(program)
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .directory(folder);
-        String::from_utf8(tool.args(arguments.split_ascii_whitespace()).run().unwrap()).unwrap()
-    };
-    run(
-        "mksquashfs",
-        "root root.squashfs -comp zstd -all-root -noappend -quiet -no-progress",
-    );
-    let report = run("veritysetup", "format root.squashfs root.verity");
-    let root_hash = report
-        .lines()
-        .find_map(|line| line.strip_prefix("Root hash:"))
-        .unwrap()
-        .trim()
-        .to_owned();
-    let image = folder.join("disk.raw");
+/// A disk with the root and its hash tree, and no boot partition: QEMU loads the kernel.
+fn build_disk(small: &SmallImage) -> PathBuf {
+    let image = small.folder.join("disk.raw");
     let mut disk = vec![0; (DISK * SECTOR) as usize];
-    for (name, start, end) in [("root.verity", HASHES, ROOT), ("root.squashfs", ROOT, DISK - 34)] {
-        let bytes = fs::read(folder.join(name)).unwrap();
+    for (path, start, end) in [(&small.verity, HASHES, ROOT), (&small.root, ROOT, DISK - 34)] {
+        let bytes = fs::read(path).unwrap();
         assert!(bytes.len() as u64 <= (end - start) * SECTOR);
         disk[(start * SECTOR) as usize..][..bytes.len()].copy_from_slice(&bytes);
     }
@@ -282,19 +112,19 @@ fn build_image(noble: &Path, folder: &Path) -> (PathBuf, String) {
         ]
         .join("-")
     };
-    let (root, hashes) = (guid(&root_hash[..32]), guid(&root_hash[32..]));
+    let (root, hashes) = (guid(&small.root_hash[..32]), guid(&small.root_hash[32..]));
     let partitions = format!(
         "--new=1:{HASHES}:{} --partition-guid=1:{hashes} --typecode=1:2c7357ed-ebd2-46d9-aec1-23d437ec2bf5 \
          --new=2:{ROOT}: --partition-guid=2:{root} --typecode=2:4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
         ROOT - 1
     );
-    run("sgdisk", &format!("{partitions} disk.raw"));
-    (image, root_hash)
+    small_image::run(&small.folder, "sgdisk", &format!("{partitions} disk.raw")).unwrap();
+    image
 }
 
 /// A fresh copy of the image, changed by `change`.
 fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
-    let path = bench().folder.join(format!("{name}.raw"));
+    let path = bench().small.folder.join(format!("{name}.raw"));
     let mut bytes = fs::read(&bench().image).unwrap();
     change(&mut bytes);
     fs::write(&path, bytes).unwrap();
@@ -302,10 +132,9 @@ fn copy(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
 }
 
 fn boot(disk: Disk, words: &str) -> Machine {
-    let bench = bench();
-    let command_line = format!("console=ttyS0 panic=-1 roothash={} {words}", bench.root_hash);
-    let initrd = bench.folder.join("initrd");
-    Blueprint::direct(&bench.kernel, &initrd, &command_line)
+    let small = &bench().small;
+    let command_line = format!("console=ttyS0 panic=-1 roothash={} {words}", small.root_hash);
+    Blueprint::direct(&small.kernel, &small.initrd, &command_line)
         .memory_mb(512)
         .disk(disk)
         .start()
@@ -364,7 +193,7 @@ fn the_root_is_found_on_every_bus() {
         Bus::Usb,
     ];
     for bus in buses {
-        let path = bench().folder.join(format!("{bus:?}.qcow2"));
+        let path = bench().small.folder.join(format!("{bus:?}.qcow2"));
         let disk = Disk::overlay(&bench().image, Format::Raw, &path, Some(64 << 20)).unwrap();
         println!("{bus:?}: {}", comes_up(disk.bus(bus)));
     }
@@ -417,7 +246,7 @@ fn boots_with_state(disk: Disk) -> String {
 }
 
 fn state_disk(name: &str, size: u64) -> (PathBuf, Disk) {
-    let path = bench().folder.join(format!("{name}.qcow2"));
+    let path = bench().small.folder.join(format!("{name}.qcow2"));
     let disk = Disk::overlay(&bench().image, Format::Raw, &path, Some(size)).unwrap();
     (path, disk.cache(Cache::Writeback))
 }
