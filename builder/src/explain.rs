@@ -66,6 +66,9 @@ pub enum Verdict {
     Stopped {
         /// Who stopped it.
         by: Stop,
+        /// Why, where whoever stopped it gives a code.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
         /// Its own words.
         message: String,
         /// What a person can do.

@@ -175,6 +175,13 @@ fn a_machine_that_never_comes_to_first_boot_is_told_from_what_stopped_it() {
         ),
         (
             "[    0.000000] Linux version 6.8.0-151-generic\r\n\
+             [    1.204410] kimage-init: disk-ambiguous: vda (pci0000:00/0000:00:02.0/virtio0) and vdb \
+             (pci0000:00/0000:00:03.0/virtio1) both have the root; can't boot\r\n\
+             [    1.205100] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\r\n",
+            "cause: disk-ambiguous",
+        ),
+        (
+            "[    0.000000] Linux version 6.8.0-151-generic\r\n\
              [    2.100000] Kernel panic - not syncing: Out of memory and no killable processes...\r\n",
             "more memory",
         ),

@@ -20,6 +20,11 @@ macro_rules! causes {
                 match self { $(Self::$variant => $code),+ }
             }
 
+            /// The cause that has this code.
+            pub fn from_code(code: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|cause| cause.code() == code)
+            }
+
             /// Whether trying again on this machine can't help until a person (or a replacement) changes something.
             pub fn is_lasting(self) -> bool {
                 match self { $(Self::$variant => $lasting),+ }
@@ -49,6 +54,12 @@ causes! {
     /// The metadata server fails (5xx) or its answer makes no sense.
     MetadataBroken = "metadata-broken", false,
         "the platform's metadata service has a fault: see its own logs";
+    /// Several disks offer metadata at first boot; nobody says which of them is the platform's.
+    MetadataAmbiguous = "metadata-ambiguous", false,
+        "detach all disks with the label cidata or config-2 but the platform's own, until the machine is in service";
+    /// The disk that this machine got its metadata from at first boot is gone, or says it is another instance's.
+    MetadataSourceGone = "metadata-source-gone", false,
+        "attach that disk again where it was; for another instance use a fresh disk for the machine, too";
     /// The metadata server sends more than any NodeConfig may have.
     MetadataTooLarge = "metadata-too-large", true,
         "user-data must be a NodeConfig of at most 1 MiB";
@@ -110,6 +121,9 @@ causes! {
     /// The disk leaves too little for the state.
     StateTooSmall = "state-too-small", true,
         "give the machine a larger disk";
+    /// Several disks hold the root and the state of this machine; the firmware's word doesn't tell them apart.
+    DiskAmbiguous = "disk-ambiguous", true,
+        "detach all of the named disks but the machine's own and start it again; distrust the volume that imitates it";
     /// The state on the disk belongs to another cluster.
     StateForeign = "state-foreign", true,
         "use a fresh disk, or the NodeConfig of the cluster that the disk belongs to";
@@ -152,6 +166,7 @@ mod tests {
             let json = serde_json::to_string(cause).unwrap();
             assert_eq!(json, format!("\"{}\"", cause.code()));
             assert_eq!(serde_json::from_str::<Cause>(&json).unwrap(), *cause);
+            assert_eq!(Cause::from_code(cause.code()), Some(*cause));
         }
     }
 }

@@ -78,6 +78,12 @@ fn message(line: &str) -> String {
     bare.chars().take(400).collect()
 }
 
+/// The code in stage 0's last words: `kimage-init: CODE: ...`.
+fn stage0_cause(message: &str) -> Option<Cause> {
+    let (_, words) = message.split_once("kimage-init: ")?;
+    Cause::from_code(words.split_once(": ")?.0)
+}
+
 /// What a phase took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -214,10 +220,16 @@ impl Boot {
     /// How it ended.
     pub fn verdict(&self) -> Verdict {
         if let Some((stop, message)) = &self.stop {
+            let cause = if *stop == Stop::Root {
+                stage0_cause(message)
+            } else {
+                None
+            };
             return Verdict::Stopped {
                 by: *stop,
+                cause,
                 message: message.clone(),
-                hint: stop.hint().to_owned(),
+                hint: cause.map_or(stop.hint(), Cause::hint).to_owned(),
             };
         }
         match &self.last {

@@ -33,7 +33,10 @@ pub fn report(console: &Console) -> String {
             lines.push(format!("message: {message}"));
             lines.push(format!("hint: {hint}"));
         }
-        Verdict::Stopped { message, hint, .. } => {
+        Verdict::Stopped {
+            cause, message, hint, ..
+        } => {
+            lines.extend(cause.map(|cause| format!("cause: {cause}")));
             lines.push(format!("message: {message}"));
             lines.push(format!("hint: {hint}"));
         }
