@@ -55,7 +55,7 @@ pub struct Hardware<'a> {
     pub cpus: u32,
     /// UEFI firmware and the machine's own variable store, which it writes to.
     pub firmware: Option<(&'a Firmware, &'a Path)>,
-    /// Disks; the first one is booted from.
+    /// Disks; the first one that is not [`Disk::only_data`] is booted from.
     pub disks: &'a [Disk],
 }
 

@@ -14,6 +14,7 @@ pub struct Disk {
     format: Format,
     bus: Bus,
     cache: Cache,
+    boots: bool,
 }
 
 /// The format of a disk's file.
@@ -78,6 +79,7 @@ impl Disk {
             format,
             bus: Bus::VirtioBlk,
             cache: Cache::Unsafe,
+            boots: true,
         }
     }
 
@@ -115,6 +117,13 @@ impl Disk {
         self
     }
 
+    /// Leaves it out of the firmware's order of disks to boot.
+    #[must_use]
+    pub fn only_data(mut self) -> Self {
+        self.boots = false;
+        self
+    }
+
     pub(super) fn arguments(&self, number: usize) -> Vec<String> {
         let (path, format) = (option_value(&self.path), self.format.name());
         let cache = match self.cache {
@@ -143,8 +152,9 @@ impl Disk {
             Bus::MegaSas => on_controller("megasas", "scsi-hd"),
             Bus::Usb => on_controller("qemu-xhci", "usb-storage"),
         };
-        let last = devices.len() - 1;
-        devices[last].push_str(&format!(",bootindex={}", number + 1));
+        if let (true, Some(device)) = (self.boots, devices.last_mut()) {
+            device.push_str(&format!(",bootindex={}", number + 1));
+        }
         let mut words = vec!["-drive".to_owned(), drive];
         words.extend(
             devices
