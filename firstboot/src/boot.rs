@@ -16,6 +16,8 @@ use crate::ledger::Ledger;
 use crate::metadata::{self, Machine, remembered};
 use crate::plan::{Plan, Step, plan};
 use crate::platform;
+use crate::platform::pin::Pin;
+use crate::platform::source::Answer;
 use crate::prerequisites::{check_randomness, check_state};
 use crate::report::Reporter;
 use crate::role;
@@ -40,18 +42,18 @@ pub fn run(host: &Host) -> Result<(), Failure> {
     // Before anything that could want a key: TLS to a metadata server does.
     persist(&mut reporter, RANDOMNESS_PAUSE, &|| true, check_randomness)
         .inspect_err(|failure| reporter.failed(failure, true))?;
-    let machine = learn(host, &role.role, &mut reporter)?;
+    let (machine, pin) = meet(host, &role.role, &mut reporter)?;
     reporter.name(&machine.name);
     reporter.enter(Phase::Plan);
-    let done = act(host, &machine, &mut reporter);
+    let done = act(host, &machine, &pin, &mut reporter);
     // Steps report what they try; this is the end of trying.
     done.inspect_err(|failure| reporter.failed(failure, true))
 }
 
 /// From a machine that knows itself to one in service.
-fn act(host: &Host, machine: &Machine, reporter: &mut Reporter<'_>) -> Result<(), Failure> {
+fn act(host: &Host, machine: &Machine, pin: &Pin, reporter: &mut Reporter<'_>) -> Result<(), Failure> {
     let alone = Exclusive::wait(host)?;
-    serve(host, machine, reporter, &alone, &|| true)?;
+    serve(host, machine, Some(pin), reporter, &alone, &|| true)?;
     host::output("systemctl", &["--no-block", "restart", AGENT].map(str::to_owned))
         .map_err(Failure::internal)?;
     reporter.in_service();
@@ -59,10 +61,11 @@ fn act(host: &Host, machine: &Machine, reporter: &mut Reporter<'_>) -> Result<()
 }
 
 /// Walks the whole plan, for as long as `goes_on`. A worker that turns out to be refused by its cluster after it has
-/// found it begins again, and then joins anew.
+/// found it begins again, and then joins anew. `pin` is the source of metadata to keep to, where this is a boot.
 pub(crate) fn serve(
     host: &Host,
     machine: &Machine,
+    pin: Option<&Pin>,
     reporter: &mut Reporter<'_>,
     _alone: &Exclusive,
     goes_on: &dyn Fn() -> bool,
@@ -72,7 +75,7 @@ pub(crate) fn serve(
     let mut backoff = Backoff::seeded();
     loop {
         let mut under_way = "";
-        let done = go(host, machine, reporter, &plan, &mut under_way, goes_on);
+        let done = go(host, machine, pin, reporter, &plan, &mut under_way, goes_on);
         let Err(failure) = done else {
             return Ok(());
         };
@@ -94,12 +97,17 @@ fn calls_for_joining(machine: &Machine, step: &str, failure: &Failure) -> bool {
 fn go(
     host: &Host,
     machine: &Machine,
+    pin: Option<&Pin>,
     reporter: &mut Reporter<'_>,
     plan: &Plan,
     under_way: &mut &'static str,
     goes_on: &dyn Fn() -> bool,
 ) -> Result<(), Failure> {
     let mut ledger = Ledger::open(host, &plan.identity, &machine.instance_id)?;
+    // Now that the state is known to be this cluster's and to stay.
+    if let Some(pin) = pin {
+        pin.write(host)?;
+    }
     if ledger.is_inherited() {
         reporter.say("the state disk was used by another instance before; this one goes on with it");
     }
@@ -139,22 +147,30 @@ fn walk(
 pub fn dry_run(host: &Host) -> Result<(), Failure> {
     let role = role::read().map_err(Failure::internal)?;
     let platform = platform::detect(host);
-    let raw = platform::fetch(platform, host)?;
-    let machine = metadata::judge(raw, &role.role, &metadata::own_address)?;
+    let answer = platform::fetch(platform, host)?;
+    let machine = metadata::judge(answer.raw, &role.role, &metadata::own_address)?;
     host::print(&plan(&machine)?.to_string());
     Ok(())
 }
 
 /// Asks the platform who this machine is, until it answers.
 pub(crate) fn learn(host: &Host, role: &str, reporter: &mut Reporter<'_>) -> Result<Machine, Failure> {
+    meet(host, role, reporter).map(|(machine, _)| machine)
+}
+
+/// [`learn`], with the source that is to be kept to.
+fn meet(host: &Host, role: &str, reporter: &mut Reporter<'_>) -> Result<(Machine, Pin), Failure> {
     reporter.enter(Phase::Platform);
     let platform = platform::detect(host);
     reporter.enter(Phase::Metadata);
     let learned = persist(reporter, METADATA_PAUSE, &|| true, || {
-        let raw = platform::fetch(platform, host)?;
-        remembered::judge(host, raw, role, &metadata::own_address)
+        let Answer { raw, pin, remarks } = platform::fetch(platform, host)?;
+        let machine = remembered::judge(host, raw, role, &metadata::own_address)?;
+        Ok((machine, pin, remarks))
     });
-    learned.inspect_err(|failure| reporter.failed(failure, true))
+    let (machine, pin, remarks) = learned.inspect_err(|failure| reporter.failed(failure, true))?;
+    remarks.iter().for_each(|remark| reporter.say(remark));
+    Ok((machine, pin))
 }
 
 /// Tries for as long as `goes_on`, until it works or can't work like this.

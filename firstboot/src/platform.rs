@@ -22,13 +22,17 @@ mod generic;
 mod hetzner;
 mod nocloud;
 mod openstack;
+pub mod pin;
 mod server;
+pub mod source;
 #[cfg(test)]
 mod tests;
 mod vmware;
 
 use disks::Disks;
+use pin::{Pin, Place};
 use server::MetadataServer;
+use source::Answer;
 use vmware::GuestInfo;
 
 /// Largest document that any platform may hand over, in bytes.
@@ -93,6 +97,8 @@ pub struct Raw {
     pub platform: Platform,
     /// Which door the document came through, in words.
     pub source: String,
+    /// The disk that it stood on, if it came on one.
+    pub disk: Option<Place>,
     /// The document as it came; may be compressed.
     pub user_data: Vec<u8>,
     /// The platform's name for this very machine; a fresh machine has a fresh one.
@@ -114,6 +120,7 @@ impl fmt::Debug for Raw {
         f.debug_struct("Raw")
             .field("platform", &self.platform)
             .field("source", &self.source)
+            .field("disk", &self.disk)
             .field("user_data", &format_args!("{} bytes", self.user_data.len()))
             .field("instance_id", &self.instance_id)
             .field("host_name", &self.host_name)
@@ -133,12 +140,12 @@ pub fn detect(host: &Host) -> Platform {
     dmi::Dmi::read(host).platform()
 }
 
-/// Asks the platform about this machine.
+/// Asks the platform about this machine: at first boot any way there is, later the way that worked then.
 ///
 /// # Errors
 ///
 /// Causes `no-metadata` and `metadata-*`.
-pub fn fetch(platform: Platform, host: &Host) -> Result<Raw, Failure> {
+pub fn fetch(platform: Platform, host: &Host) -> Result<Answer, Failure> {
     let settings = Settings {
         connect: SERVER_TIME.0,
         total: SERVER_TIME.1,
@@ -146,13 +153,13 @@ pub fn fetch(platform: Platform, host: &Host) -> Result<Raw, Failure> {
         ..Settings::default()
     };
     let client = Client::new(&settings).map_err(Failure::internal)?;
-    let doors = Doors {
+    let mut doors = Doors {
         server: MetadataServer::new(client, SERVER),
         disks: Disks::of(host),
         guest_info: &vmware::Backdoor,
         host,
     };
-    doors.fetch(platform)
+    doors.ask(platform, Pin::read(host)?)
 }
 
 /// The ways that lead out of a machine to its platform. Tests put others in their place.

@@ -109,7 +109,7 @@ pub(super) fn chore<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
 }
 
 fn ask(host: &Host, role: &str) -> Result<Machine, Failure> {
-    let raw = platform::fetch(platform::detect(host), host)?;
+    let raw = platform::fetch(platform::detect(host), host)?.raw;
     remembered::judge(host, raw, role, &metadata::own_address)
 }
 

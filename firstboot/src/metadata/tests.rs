@@ -17,6 +17,7 @@ fn document(node: &str) -> Vec<u8> {
 
 fn raw(user_data: Vec<u8>) -> Raw {
     Raw {
+        disk: None,
         platform: Platform::Ec2,
         source: "a test".to_owned(),
         user_data,

@@ -90,6 +90,7 @@ pub(super) fn fetch(server: &MetadataServer) -> Result<Raw, Failure> {
     let interfaces = instance.network.into_iter().flat_map(|network| network.interface);
     let address = interfaces.flat_map(|interface| interface.ipv4.ip_address).next();
     Ok(Raw {
+        disk: None,
         platform: Platform::Azure,
         source: "instance metadata service, userData".to_owned(),
         user_data,

@@ -44,6 +44,7 @@ pub(super) fn fetch(server: &MetadataServer) -> Result<Raw, Failure> {
         .chain(known.interfaces.public);
     let address = interfaces.filter_map(|interface| interface.ipv4).next();
     Ok(Raw {
+        disk: None,
         platform: Platform::DigitalOcean,
         source: "metadata server".to_owned(),
         user_data,

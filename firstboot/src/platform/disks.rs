@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kimage_roles::cause::Cause;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -18,6 +19,7 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 
+use super::pin::Place;
 use super::{MAX_DOCUMENT, server};
 use crate::failure::Failure;
 use crate::host::{Host, read_bounded};
@@ -43,6 +45,18 @@ pub(super) struct Disks<'a> {
     host: &'a Host,
     mount: Mount<'a>,
     late: Duration,
+    choice: Choice,
+}
+
+/// Which disks may be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The one that there is.
+    TheOnlyOne,
+    /// The one in this place.
+    At(Place),
+    /// None.
+    Nothing,
 }
 
 /// A file system with a label.
@@ -52,6 +66,8 @@ pub(super) struct Labelled {
     pub(super) device: String,
     kind: String,
     label: String,
+    /// Where it is plugged in.
+    pub(super) place: Place,
 }
 
 /// A disk with metadata, mounted for as long as this lives.
@@ -68,32 +84,41 @@ impl<'a> Disks<'a> {
 
     /// Disks that `mount` opens; waits so long for one that comes late.
     pub(super) fn mounted_by(host: &'a Host, mount: Mount<'a>, late: Duration) -> Self {
-        Self { host, mount, late }
+        Self {
+            host,
+            mount,
+            late,
+            choice: Choice::TheOnlyOne,
+        }
+    }
+
+    /// Says which disks may be opened from now on; as long as nobody says, the one that there is.
+    pub(super) fn choose(&mut self, choice: Choice) {
+        self.choice = choice;
     }
 
     /// Waits until a disk with one of these labels is there, but no longer than is useful.
     pub(super) fn wait_for(&self, labels: &[&str]) -> Result<(), Failure> {
-        let here = || labels.iter().any(|label| !self.labelled(label).is_empty());
+        if self.choice != Choice::TheOnlyOne {
+            return Ok(());
+        }
+        let here = || !self.labelled(labels).is_empty();
         self.wait(self.late, here).map_err(Failure::internal)
     }
 
-    /// The one disk with this label, in any case; `None` when there is none.
+    /// Waits until a disk with one of these labels is in `place`, but no longer than is useful.
+    pub(super) fn wait_for_place(&self, place: &Place, labels: &[&str]) -> Result<(), Failure> {
+        let here = || self.labelled(labels).iter().any(|disk| disk.place == *place);
+        self.wait(self.late, here).map_err(Failure::internal)
+    }
+
+    /// The one disk with this label, in any case, that may be opened; `None` when there is none.
     ///
     /// # Errors
     ///
     /// There are two: whoever attached the second may be anybody.
     pub(super) fn open(&self, label: &str) -> Result<Option<Disk>, Failure> {
-        let busy = self.host.path(format!("{UDEV}/queue"));
-        self.wait(SETTLE, || !busy.exists()).map_err(Failure::internal)?;
-        let mut found = self.labelled(label);
-        if found.len() > 1 {
-            let names: Vec<&str> = found.iter().map(|disk| disk.device.as_str()).collect();
-            let names = names.join(" and ");
-            return Err(server::broken(format!(
-                "{names} all have the label {label}: detach all but one"
-            )));
-        }
-        let Some(labelled) = found.pop() else {
+        let Some(labelled) = self.only(&[label])? else {
             return Ok(None);
         };
         let folder = (self.mount)(&labelled);
@@ -101,8 +126,33 @@ impl<'a> Disks<'a> {
         Ok(Some(Disk { labelled, folder }))
     }
 
-    /// All file systems with this label, sorted by device.
-    fn labelled(&self, label: &str) -> Vec<Labelled> {
+    /// The one disk with any of these labels that may be opened.
+    ///
+    /// # Errors
+    ///
+    /// There are two.
+    pub(super) fn only(&self, labels: &[&str]) -> Result<Option<Labelled>, Failure> {
+        let busy = self.host.path(format!("{UDEV}/queue"));
+        self.wait(SETTLE, || !busy.exists()).map_err(Failure::internal)?;
+        let mut found = self.labelled(labels);
+        found.retain(|disk| match &self.choice {
+            Choice::TheOnlyOne => true,
+            Choice::At(place) => disk.place == *place,
+            Choice::Nothing => false,
+        });
+        if found.len() > 1 {
+            let names: Vec<String> = found
+                .iter()
+                .map(|disk| format!("{disk} at {}", disk.place.path))
+                .collect();
+            let message = format!("{} all offer metadata", names.join(" and "));
+            return Err(Failure::because(Cause::MetadataAmbiguous, message));
+        }
+        Ok(found.pop())
+    }
+
+    /// All file systems with any of these labels, sorted by device.
+    pub(super) fn labelled(&self, labels: &[&str]) -> Vec<Labelled> {
         let devices = self
             .host
             .path("/sys/class/block")
@@ -117,7 +167,7 @@ impl<'a> Disks<'a> {
         names.sort();
         let known = names.into_iter().filter_map(|name| self.known(name));
         known
-            .filter(|found| found.label.eq_ignore_ascii_case(label))
+            .filter(|found| labels.iter().any(|label| found.label.eq_ignore_ascii_case(label)))
             .collect()
     }
 
@@ -139,7 +189,29 @@ impl<'a> Disks<'a> {
         };
         let kind = property("ID_FS_TYPE").filter(|kind| KINDS.contains(&kind.as_str()))?;
         let label = property("ID_FS_LABEL")?;
-        Some(Labelled { device, kind, label })
+        let mut path = property("ID_PATH").unwrap_or_else(|| self.kernel_path(&device));
+        if let Some(number) = property("ID_PART_ENTRY_NUMBER") {
+            path.push_str(&format!("-part{number}"));
+        }
+        let serial = property("ID_SERIAL");
+        let place = Place { path, serial };
+        Some(Labelled {
+            device,
+            kind,
+            label,
+            place,
+        })
+    }
+
+    /// Where a device is among the kernel's: for buses that udev has no name for.
+    fn kernel_path(&self, device: &str) -> String {
+        let path = self.host.path(format!("/sys/class/block/{device}"));
+        let path = path.read_link().unwrap_or_default().display().to_string();
+        path.split("/block/")
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("../")
+            .to_owned()
     }
 
     /// Returns when `done`, or after `limit`, or at once where there is no udev that could tell news.
@@ -172,6 +244,11 @@ impl<'a> Disks<'a> {
 }
 
 impl Disk {
+    /// Where it is plugged in.
+    pub(super) fn place(&self) -> Place {
+        self.labelled.place.clone()
+    }
+
     /// A file that must be there.
     pub(super) fn get(&self, path: &str) -> Result<Vec<u8>, Failure> {
         let missing = || server::nothing(format!("{self} has no {path}"));
@@ -192,6 +269,16 @@ impl Disk {
 impl fmt::Display for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.labelled.fmt(f)
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TheOnlyOne => f.write_str("any disk"),
+            Self::At(place) => write!(f, "disk at {}", place.path),
+            Self::Nothing => f.write_str("without a disk"),
+        }
     }
 }
 

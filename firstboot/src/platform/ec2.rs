@@ -34,6 +34,7 @@ pub(super) fn fetch(server: &MetadataServer) -> Result<Raw, Failure> {
     let name = name.split(' ').next().unwrap_or_default().to_owned();
     let provider_id = format!("aws:///{}/{}", identity.availability_zone, identity.instance_id);
     Ok(Raw {
+        disk: None,
         platform: Platform::Ec2,
         source: "instance metadata service".to_owned(),
         user_data,

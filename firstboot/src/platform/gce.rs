@@ -23,6 +23,7 @@ pub(super) fn fetch(server: &MetadataServer) -> Result<Raw, Failure> {
         .parse()
         .map_err(|_| server::broken(format!("address `{address}` is none")))?;
     Ok(Raw {
+        disk: None,
         platform: Platform::Gce,
         source: "metadata server, attribute user-data".to_owned(),
         user_data,

@@ -30,6 +30,8 @@ pub(super) fn fetch(host: &Host, server: &MetadataServer, disks: &Disks<'_>) -> 
         return Ok(raw);
     }
     disks.wait_for(&[nocloud::LABEL, openstack::LABEL])?;
+    // Two disks of different kinds are two answers as well.
+    disks.only(&[nocloud::LABEL, openstack::LABEL])?;
     if let Some(raw) = nocloud::from_disk(disks, Platform::Generic, dmi.uuid())? {
         return Ok(raw);
     }

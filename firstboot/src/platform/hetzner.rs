@@ -35,6 +35,7 @@ pub(super) fn fetch(server: &MetadataServer) -> Result<Raw, Failure> {
     };
     let public = known.public_ipv4.and_then(|address| address.parse().ok());
     Ok(Raw {
+        disk: None,
         platform: Platform::Hetzner,
         source: "metadata server".to_owned(),
         user_data,

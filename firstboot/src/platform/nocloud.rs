@@ -54,6 +54,7 @@ impl MetaData {
             .provider_id
             .unwrap_or_else(|| format!("kimage://{instance_id}"));
         Ok(Raw {
+            disk: None,
             platform,
             source,
             user_data,
@@ -78,7 +79,8 @@ pub(super) fn from_disk(
     };
     let user_data = disk.get("user-data")?;
     let meta_data = disk.find("meta-data")?.unwrap_or_default();
-    let raw = MetaData::read(&meta_data)?.into_raw(platform, disk.to_string(), user_data, id)?;
+    let mut raw = MetaData::read(&meta_data)?.into_raw(platform, disk.to_string(), user_data, id)?;
+    raw.disk = Some(disk.place());
     Ok(Some(raw))
 }
 

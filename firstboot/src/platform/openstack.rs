@@ -37,12 +37,15 @@ pub(super) fn from_drive(disks: &Disks<'_>, platform: Platform) -> Result<Option
     };
     let meta_data = disk.get(&format!("{FOLDER}/meta_data.json"))?;
     let user_data = disk.get(&format!("{FOLDER}/user_data"))?;
-    raw(platform, &disk.to_string(), user_data, &meta_data).map(Some)
+    let mut raw = raw(platform, &disk.to_string(), user_data, &meta_data)?;
+    raw.disk = Some(disk.place());
+    Ok(Some(raw))
 }
 
 fn raw(platform: Platform, source: &str, user_data: Vec<u8>, meta_data: &[u8]) -> Result<Raw, Failure> {
     let known: MetaData = server::json(meta_data, "meta_data.json")?;
     Ok(Raw {
+        disk: None,
         platform,
         source: source.to_owned(),
         user_data,

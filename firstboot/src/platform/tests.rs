@@ -49,7 +49,8 @@ impl Exchange {
     }
 }
 
-struct FakeGuestInfo(BTreeMap<String, String>);
+#[derive(Default)]
+pub(super) struct FakeGuestInfo(BTreeMap<String, String>);
 
 impl GuestInfo for FakeGuestInfo {
     fn get(&self, key: &str) -> io::Result<Option<Vec<u8>>> {
@@ -66,7 +67,7 @@ fn read<T: serde::de::DeserializeOwned + Default>(path: &Path) -> T {
     }
 }
 
-fn client() -> Client {
+pub(super) fn client() -> Client {
     let settings = Settings {
         connect: Duration::from_secs(2),
         total: Duration::from_millis(700),
