@@ -29,7 +29,29 @@ impl Guid {
         ])
     }
 
-    fn is_zero(self) -> bool {
+    /// From its text, 8-4-4-4-12 hex digits in either case and nothing around them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.as_bytes();
+        let dashes = [8, 13, 18, 23];
+        if text.len() != 36 || dashes.iter().any(|at| text[*at] != b'-') {
+            return None;
+        }
+        let digits = (0..text.len()).filter(|at| !dashes.contains(at));
+        let mut value = 0_u128;
+        for at in digits {
+            value = value << 4 | u128::from(char::from(text[at]).to_digit(16)?);
+        }
+        Some(Self::from_text_order(value.to_be_bytes()))
+    }
+
+    /// Whether it was computed from something (version 8 of RFC 9562), as the builder computes an image's: everybody who
+    /// has the image knows it, and every machine begins with it.
+    pub fn is_derived(self) -> bool {
+        self.0[7] >> 4 == 8
+    }
+
+    /// Whether it is the one that stands for nothing.
+    pub(crate) fn is_zero(self) -> bool {
         self.0 == [0; 16]
     }
 }

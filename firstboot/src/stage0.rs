@@ -1,5 +1,5 @@
-//! Stage 0: the first process. It finds the root partition that belongs to the root hash on the signed command line,
-//! puts dm-verity over it, mounts it and hands over to systemd.
+//! Stage 0: the first process. It finds the root partition that belongs to the root hash on the signed command line, on
+//! the disk that the firmware started, puts dm-verity over it, mounts it and hands over to systemd.
 //!
 //! A failure is one line on the console, then the process ends, which the kernel answers with a panic. With
 //! `panic=10` on the command line the machine then reboots, and boot counting can fall back to the other version;
@@ -14,25 +14,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
+mod choice;
 pub mod command_line;
 pub mod console;
 mod device_mapper;
 mod devices;
 mod disks;
+pub mod firmware;
 mod modules;
 pub mod report;
 mod root;
 pub mod verity;
 
+use crate::gpt::Guid;
 use command_line::CommandLine;
 use devices::Devices;
-use disks::Search;
+use disks::{Found, Outcome, Search};
 use modules::{Drivers, Modules};
 use report::{Clock, Report};
 
 /// How long devices may take to appear, unless `kimage.root_timeout` says otherwise. Large SCSI hosts need half a
 /// minute.
 const ROOT_TIMEOUT: Duration = Duration::from_secs(90);
+/// So long no device may appear before a disk that others could look like is taken to be the only one.
+const SETTLE: Duration = Duration::from_secs(1);
+/// The longest wait for that.
+const MAX_SETTLE: Duration = Duration::from_secs(15);
 /// After this long a person at the console is told what stage 0 waits for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,7 +56,7 @@ pub fn run() -> Result<Infallible> {
     let mut drivers = modules.drivers();
     let found = thread::scope(|scope| {
         let always = scope.spawn(|| modules.load_always());
-        let found = find_root(&command_line, &mut drivers);
+        let found = find_root(&command_line, booted_partition(&modules), &mut drivers);
         clock.phase("root found");
         // A thread that panics ends the process; there is no other way not to join.
         always.join().map_err(|_| anyhow!("loading modules panicked"))??;
@@ -78,24 +85,43 @@ pub fn run() -> Result<Infallible> {
     root::switch()
 }
 
-fn find_root(command_line: &CommandLine, drivers: &mut Drivers) -> Result<disks::Found> {
+/// The firmware's word about the disk that it started. One that can't be believed is none: then a second disk with the
+/// root stops the machine.
+fn booted_partition(modules: &Modules) -> Option<Guid> {
+    let word = modules.load("efivarfs").and_then(|()| firmware::boot_partition());
+    word.unwrap_or_else(|error| {
+        console::say(&format!("the firmware's word is of no use: {error:#}"));
+        None
+    })
+}
+
+fn find_root(command_line: &CommandLine, booted: Option<Guid>, drivers: &mut Drivers) -> Result<Found> {
     let start = Instant::now();
     let timeout = command_line.root_timeout.unwrap_or(ROOT_TIMEOUT);
     let mut told = false;
-    let mut search = Search::new(&command_line.root_hash);
+    let mut search = Search::new(&command_line.root_hash, booted);
     let mut devices = Devices::listen()?;
+    let mut calm = Calm::begin();
     loop {
         // On most clouds the kernel itself drives the disk: then no driver is loaded at all, and udev does it later.
-        if let Some(found) = search.look()? {
-            return Ok(found);
-        }
+        let mut outcome = search.look()?;
         for modalias in devices.new_modaliases() {
-            if drivers.load_for(&modalias)
-                && let Some(found) = search.look()?
-            {
-                return Ok(found);
+            if let Outcome::Sure(found) = outcome {
+                return Ok(*found);
+            }
+            if drivers.load_for(&modalias) {
+                calm.disturb();
+                outcome = search.look()?;
             }
         }
+        let longest = match outcome {
+            Outcome::Sure(found) => return Ok(*found),
+            Outcome::Likely(found) => match calm.lacks() {
+                Some(left) if start.elapsed() < timeout => left,
+                _ => return Ok(*found),
+            },
+            Outcome::Missing => timeout,
+        };
         let passed = start.elapsed();
         if !told && passed >= PATIENCE {
             told = true;
@@ -114,6 +140,36 @@ fn find_root(command_line: &CommandLine, drivers: &mut Drivers) -> Result<disks:
                 search.seen()
             )
         })?;
-        devices.wait(left)?;
+        if devices.wait(left.min(longest))? {
+            calm.disturb();
+        }
+    }
+}
+
+/// Whether devices still appear.
+struct Calm {
+    since: Instant,
+    /// When it began to matter.
+    asked: Option<Instant>,
+}
+
+impl Calm {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            asked: None,
+        }
+    }
+
+    /// A device has appeared, or may have.
+    fn disturb(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// How much longer nothing must happen; `None` when it was long enough, or takes too long.
+    fn lacks(&mut self) -> Option<Duration> {
+        let asked = *self.asked.get_or_insert_with(Instant::now);
+        let left = SETTLE.checked_sub(self.since.elapsed());
+        left.filter(|left| !left.is_zero() && asked.elapsed() < MAX_SETTLE)
     }
 }

@@ -1,7 +1,7 @@
 //! `kimage-firstboot state`: `/var` on the part of the disk that the image does not take.
 //!
-//! The image is small; the disk is what the customer paid for. Early at every boot this finds the disk with the
-//! root, makes the second slot and the state partition in its free space (or lets the state grow where the disk has
+//! The image is small; the disk is what the customer paid for. Early at every boot this takes the disk that stage 0 chose
+//! as the machine's own (see [`crate::stage0`]), makes the second slot and the state partition in its free space (or lets the state grow where the disk has
 //! grown), mounts it on `/var` and fills in what the image ships for `/var`. Without room `/var` is in memory, and
 //! the console says so.
 
@@ -36,9 +36,12 @@ const FLAGS: MountFlags = MountFlags::NOSUID
 /// Prepares the disk and mounts `/var`.
 pub fn run() -> Result<()> {
     let report = Report::read()?;
-    let node = sysfs::node(&report.disk);
-    let disk = OpenOptions::new().read(true).write(true).open(&node);
-    let disk = disk.with_context(|| format!("open {}", node.display()))?;
+    // The very device that stage 0 chose; what other disks call their partitions is never asked.
+    let disk = sysfs::open(
+        &report.disk,
+        report.device,
+        OpenOptions::new().read(true).write(true),
+    )?;
     let mut machine = Machine {
         name: &report.disk,
         disk: &disk,
@@ -121,6 +124,7 @@ impl Machine<'_> {
             "the kernel has partition {} elsewhere",
             partition.number
         );
+        sysfs::open(&known.name, known.device, OpenOptions::new().read(true))?;
         Ok(sysfs::node(&known.name))
     }
 }

@@ -1,6 +1,7 @@
 //! What sysfs says about disks (Documentation/ABI/stable/sysfs-block).
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +32,43 @@ pub(crate) fn folder(disk: &str) -> PathBuf {
 /// The device node for a name of sysfs, which writes the `/` of a device's name as `!`.
 pub(crate) fn node(name: &str) -> PathBuf {
     Path::new("/dev").join(name.replace('!', "/"))
+}
+
+/// Where a disk is plugged in, by its path among the kernel's devices: `pci0000:00/0000:00:03.0/virtio1`.
+pub(crate) fn place(disk: &str) -> String {
+    let path = fs::canonicalize(folder(disk)).unwrap_or_default();
+    let path = path
+        .strip_prefix("/sys/devices")
+        .unwrap_or(&path)
+        .display()
+        .to_string();
+    path.strip_suffix(&format!("/block/{disk}"))
+        .unwrap_or(&path)
+        .to_owned()
+}
+
+/// Major and minor number of a disk's device.
+pub(crate) fn device(disk: &str) -> Result<(u32, u32)> {
+    device_number(&folder(disk).join("dev"))
+}
+
+/// Opens the node of a disk or partition, which must be that of the device with this number.
+pub(crate) fn open(name: &str, device: (u32, u32), options: &OpenOptions) -> Result<File> {
+    let path = node(name);
+    let file = options
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    let number = file
+        .metadata()
+        .with_context(|| format!("look at {}", path.display()))?
+        .rdev();
+    let found = (rustix::fs::major(number), rustix::fs::minor(number));
+    ensure!(
+        found == device,
+        "{} is device {found:?}, not {device:?}",
+        path.display()
+    );
+    Ok(file)
 }
 
 /// The partitions that the kernel sees on a disk, in no order.

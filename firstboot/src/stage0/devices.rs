@@ -64,20 +64,21 @@ impl Devices {
         new
     }
 
-    /// Returns when the kernel reports a change, after a second, or after `longest`.
-    pub(super) fn wait(&mut self, longest: Duration) -> Result<()> {
+    /// Returns when the kernel reports a change, after a second, or after `longest`; says whether it was a change.
+    pub(super) fn wait(&mut self, longest: Duration) -> Result<bool> {
         let timeout = Timespec::try_from(longest.min(LOOK_AGAIN)).context("wait for devices")?;
-        match poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let changed = match poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&timeout)) {
+            Ok(ready) => ready > 0,
+            Err(Errno::INTR) => false,
             Err(error) => return Err(error).context("wait for devices"),
-        }
+        };
         // What an event says does not matter: sysfs is read anew. So a lost event (ENOBUFS) is as good as one.
         let mut buffer = [0; 8192];
         while !matches!(
             recv(&self.events, &mut buffer[..], RecvFlags::empty()),
             Err(Errno::AGAIN)
         ) {}
-        Ok(())
+        Ok(changed)
     }
 }
 

@@ -45,6 +45,13 @@ impl Modules {
         Ok(())
     }
 
+    /// Loads the module `name` with what it needs; one that the initrd doesn't have is built in, or not to be had.
+    pub(super) fn load(&self, name: &str) -> Result<()> {
+        let index = self.table.modules().iter().position(|module| module.name == name);
+        let indices = index.map(|index| self.table.closure(index)).unwrap_or_default();
+        indices.into_iter().try_for_each(|index| self.insert(index))
+    }
+
     /// The drivers, none of them loaded yet.
     pub(super) fn drivers(&self) -> Drivers<'_> {
         Drivers {

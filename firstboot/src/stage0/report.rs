@@ -16,12 +16,14 @@ pub const PATH: &str = "/run/kimage/stage0.json";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// Version of this format: 1.
+    /// Version of this format: 2.
     pub schema: u32,
     /// The root hash that was verified against, 64 hex digits.
     pub root_hash: String,
     /// The kernel's name of the disk with the root: `vda`.
     pub disk: String,
+    /// Major and minor number of its device.
+    pub device: (u32, u32),
     /// Bytes of a sector of its partition table.
     pub sector_size: u64,
     /// Number of the root partition.
@@ -85,9 +87,10 @@ impl Clock {
 impl Report {
     pub(super) fn new(root_hash: &RootHash, found: &Found, drivers: Vec<String>, clock: &Clock) -> Self {
         Self {
-            schema: 1,
+            schema: 2,
             root_hash: root_hash.to_string(),
             disk: found.disk.clone(),
+            device: found.device,
             sector_size: found.sector_size,
             root_partition: found.root.number,
             hash_partition: found.hashes.number,
@@ -140,9 +143,10 @@ mod tests {
             microseconds,
         };
         let report = Report {
-            schema: 1,
+            schema: 2,
             root_hash: String::new(),
             disk: "vda".to_owned(),
+            device: (252, 0),
             sector_size: 512,
             root_partition: 3,
             hash_partition: 2,

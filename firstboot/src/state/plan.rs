@@ -12,6 +12,8 @@ pub const STATE_NEW: &str = "state-new";
 /// Less than this is no place for a node's data.
 pub const SMALLEST_STATE: u64 = 1 << 30;
 
+/// EFI system partition.
+const ESP: Guid = guid(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
 /// Types of the Discoverable Partitions Specification (x86-64).
 const ROOT: Guid = guid(0x4f68_bce3_e8cd_4db1_96e7_fbca_f984_b709);
 const ROOT_VERITY: Guid = guid(0x2c73_57ed_ebd2_46d9_aec1_23d4_37ec_2bf5);
@@ -25,6 +27,14 @@ const fn guid(value: u128) -> Guid {
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
+    /// Disk and boot partition get random ids in place of the image's, which everybody knows. The firmware tells stage 0
+    /// the id of the boot partition that it started, so from the next boot on no copy of the public image can be taken
+    /// for this disk. Nothing else goes by these ids: the firmware finds the boot partition by its type, at the path for
+    /// removable media; root and hash tree keep the ids that the root hash gives them.
+    OwnIds {
+        /// The boot partition's number.
+        boot: u32,
+    },
     /// The disk is larger (or smaller) than the table knows: the backup moves to its end.
     MoveEnd {
         /// The last sector for partitions from now on.
@@ -54,7 +64,7 @@ pub enum Change {
     },
 }
 
-/// What is to change on a disk of `sectors` sectors: the end of the table, a slot for updates as large as the role
+/// What is to change on a disk of `sectors` sectors: ids of its own, the end of the table, a slot for updates as large as the role
 /// declares (in MiB, see [`Slot`]) and the first slot as large, the state partition. A disk too small for all goes
 /// without the slot; one too small for the state goes without.
 pub fn plan(table: &Table, sectors: u64, declared_mib: Option<u32>) -> Vec<Change> {
@@ -66,6 +76,10 @@ pub fn plan(table: &Table, sectors: u64, declared_mib: Option<u32>) -> Vec<Chang
         .map(|partition| partition.last)
         .max()
         .unwrap_or(table.first_usable);
+    let public = |partition: &&Partition| partition.kind == ESP && partition.id.is_derived();
+    if let Some(boot) = table.partitions.iter().find(public) {
+        changes.push(Change::OwnIds { boot: boot.number });
+    }
     let last_usable = table.last_usable_of(sectors);
     if last_usable != table.last_usable && last_usable >= end {
         changes.push(Change::MoveEnd { last_usable });
@@ -127,6 +141,10 @@ pub fn apply(table: &Table, changes: &[Change], mut new_id: impl FnMut() -> Resu
     let mut table = table.clone();
     for change in changes {
         match *change {
+            Change::OwnIds { boot } => {
+                table.disk = new_id()?;
+                partition(&mut table, boot)?.id = new_id()?;
+            }
             Change::MoveEnd { last_usable } => table.last_usable = last_usable,
             Change::Add {
                 number,
@@ -147,20 +165,18 @@ pub fn apply(table: &Table, changes: &[Change], mut new_id: impl FnMut() -> Resu
                     name,
                 });
             }
-            Change::Grow { number, last, .. } => {
-                let partition = table
-                    .partitions
-                    .iter_mut()
-                    .find(|partition| partition.number == number);
-                partition
-                    .with_context(|| format!("no partition {number} to grow"))?
-                    .last = last;
-            }
+            Change::Grow { number, last, .. } => partition(&mut table, number)?.last = last,
         }
     }
     table.partitions.sort_by_key(|partition| partition.number);
     table.check()?;
     Ok(table)
+}
+
+fn partition(table: &mut Table, number: u32) -> Result<&mut Partition> {
+    let mut partitions = table.partitions.iter_mut();
+    let found = partitions.find(|partition| partition.number == number);
+    found.with_context(|| format!("no partition {number} to change"))
 }
 
 /// The state partition, complete or not.

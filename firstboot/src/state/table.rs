@@ -86,6 +86,7 @@ fn write_copy(disk: &impl Storage, table: &Table, place: Place, sectors: u64) ->
 fn describe(change: &Change, sector_size: u64) -> String {
     let mib = |sectors: u64| (sectors * sector_size) >> 20;
     match change {
+        Change::OwnIds { .. } => "disk and boot partition get ids of their own".to_owned(),
         Change::MoveEnd { .. } => "the partition table takes the whole disk".to_owned(),
         Change::Add {
             number,

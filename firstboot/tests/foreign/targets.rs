@@ -4,6 +4,7 @@ use std::io;
 
 use kimage_firstboot::gpt::{self, Place};
 use kimage_firstboot::stage0::command_line::CommandLine;
+use kimage_firstboot::stage0::firmware;
 use kimage_firstboot::stage0::verity;
 use kimage_firstboot::state::ext4;
 use kimage_firstboot::storage::Storage;
@@ -23,6 +24,11 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "command_line",
         run: command_line,
         seeds: command_line_seeds,
+    },
+    Target {
+        name: "booted_partition",
+        run: booted_partition,
+        seeds: booted_partition_seeds,
     },
     Target {
         name: "machine_verity",
@@ -192,6 +198,30 @@ pub(crate) fn command_line(data: &[u8]) -> bool {
 pub(crate) fn command_line_seeds() -> Vec<Vec<u8>> {
     let hash = "00112233445566778899aabbccddeeff0123456789abcdef0123456789ABCDEF";
     vec![format!("quiet roothash={hash} kimage.root_timeout=7 roothash={hash} -- roothash=x\n").into_bytes()]
+}
+
+/// The EFI variable that says which partition the firmware started: what is believed reads the same when it is written
+/// again.
+pub(crate) fn booted_partition(data: &[u8]) -> bool {
+    let Ok(id) = firmware::parse(data) else {
+        return false;
+    };
+    assert_eq!(firmware::parse(&variable(&id.to_string())).unwrap(), id);
+    true
+}
+
+fn variable(text: &str) -> Vec<u8> {
+    let units = text.encode_utf16().flat_map(u16::to_le_bytes);
+    [6, 0, 0, 0].into_iter().chain(units).collect()
+}
+
+fn booted_partition_seeds() -> Vec<Vec<u8>> {
+    [
+        "0A1B2C3D-4E5F-4789-8ABC-DEF012345678\0",
+        "0a1b2c3d-4e5f-4789-8abc-def012345678",
+    ]
+    .map(variable)
+    .into()
 }
 
 /// dm-verity's superblock, as stage 0 reads it.

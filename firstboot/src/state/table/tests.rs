@@ -204,6 +204,7 @@ fn disk(size: u64) -> Disk {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(IMAGE).unwrap();
         let partitions = "--new=1:2048:+4M --typecode=1:ef00 --change-name=1:esp \
+            --partition-guid=1:11111111-1111-8111-8111-111111111111 \
             --new=2:10240:+4M --typecode=2:2c7357ed-ebd2-46d9-aec1-23d437ec2bf5 --change-name=2:root-a-verity \
             --new=3:18432:+12M --typecode=3:4f68bce3-e8cd-4db1-96e7-fbcaf984b709 --change-name=3:root-a";
         let words: Vec<&str> = partitions.split_ascii_whitespace().collect();
@@ -263,6 +264,28 @@ fn a_larger_disk_gets_the_second_slot_and_the_state() {
         "room for a larger root"
     );
     disk.verify();
+}
+
+#[test]
+fn the_disk_and_its_boot_partition_get_ids_of_their_own_once() {
+    let disk = disk(DISK);
+    let table = || gpt::read(&disk, SECTOR).unwrap().unwrap().table;
+    let ids = |table: &Table| {
+        table
+            .partitions
+            .iter()
+            .map(|partition| partition.id)
+            .collect::<Vec<_>>()
+    };
+    let image = table();
+    assert!(image.partitions[0].id.is_derived());
+    disk.prepare(1).unwrap().unwrap();
+    let own = table();
+    assert!(own.disk != image.disk && !own.partitions[0].id.is_derived());
+    assert_ne!(own.partitions[0].id, image.partitions[0].id);
+    assert_eq!(ids(&own)[1..3], ids(&image)[1..3], "the root hash names these");
+    disk.prepare(2).unwrap().unwrap();
+    assert_eq!(table(), own);
 }
 
 #[test]
