@@ -18,15 +18,13 @@ impl Worker<'_> {
     /// don't start without it, and here its failure has a name.
     pub(super) fn guard_metadata(&self, pods: PodMetadata) -> Result<(), Failure> {
         let unit = metadata_wall::UNIT;
+        let decided = metadata_wall::decide(self.host, pods).or_failure(Cause::UnitFailed);
+        decided.map_err(|failure| failure.context(unit))?;
         let started = host::output("systemctl", &["start", unit].map(str::to_owned));
-        if started.is_err() {
+        started.map(drop).map_err(|_| {
             let last = last_line(unit).unwrap_or_else(|| "it wrote nothing".to_owned());
-            return Err(Failure::because(
-                Cause::UnitFailed,
-                format!("{unit} has failed: {last}"),
-            ));
-        }
-        metadata_wall::decide(self.host, pods).or_failure(Cause::UnitFailed)
+            Failure::because(Cause::UnitFailed, format!("{unit} has failed: {last}"))
+        })
     }
 
     /// Starts services without waiting until they are ready: that is seen from what they serve. A service that runs
