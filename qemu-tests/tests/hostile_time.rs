@@ -3,11 +3,6 @@
 //! outlives them three times. What holds for a year by default is not seen here: what services hold in memory
 //! (`firstboot/src/lifetime.rs`).
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what these tests need and do not find ends them"
-)]
-
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 

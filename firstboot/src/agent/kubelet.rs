@@ -58,7 +58,9 @@ fn join_anew(shift: &Shift<'_>) -> Result<(), Failure> {
     let machine = &shift.machine;
     let mut reporter = Reporter::new(shift.host, NodeRole::Worker.as_str());
     reporter.name(&machine.name);
-    let done = boot::serve(shift.host, machine, None, &mut reporter, &alone, &|| !shift.is_over());
+    let done = boot::serve(shift.host, machine, None, &mut reporter, &alone, &|| {
+        !shift.is_over()
+    });
     done.inspect_err(|failure| reporter.failed(failure, false))?;
     reporter.in_service();
     shift.say("this machine has joined anew");

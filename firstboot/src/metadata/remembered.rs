@@ -54,6 +54,7 @@ mod tests {
         Raw {
             platform: Platform::Ec2,
             source: "test".to_owned(),
+            disk: None,
             user_data: document.as_bytes().to_vec(),
             instance_id: "i-1".to_owned(),
             host_name: Some("w1".to_owned()),
