@@ -196,7 +196,7 @@ fn a_node_config_lets_pods_reach_metadata_services_and_the_next_one_takes_it_bac
 fn a_machine_that_can_not_keep_pods_from_metadata_services_runs_none_and_says_why() {
     // The rules are damaged, for whoever reads them; everything else is as shipped.
     let damage = "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
-        ExecStart=mount --bind /etc/hostname /usr/lib/kimage/metadata-wall.nft\n";
+        ExecStart=mount --bind /etc/systemd/system/damage.service /usr/lib/kimage/metadata-wall.nft\n";
     let first = "[Unit]\nRequires=damage.service\nAfter=damage.service\n";
     let etc = vec![
         ("systemd/system/damage.service", damage.to_owned()),
