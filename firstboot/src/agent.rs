@@ -1,6 +1,6 @@
 //! `kimage-firstboot agent`: what goes on for as long as a machine is in service, as chores that don't know each other.
 //! On a member of etcd one keeps the membership; on a control plane one follows an etcd that is elsewhere and one signs
-//! off serving certificates; on a worker one watches over its kubelet's credential. On every machine one renews what has
+//! off serving certificates; one watches over the kubelet's credential. On every machine one renews what has
 //! an end, and one asks the platform again what the machine is told to be.
 //!
 //! The agent never ends by itself: what fails is said once and tried again, and what the platform said last that made
@@ -62,8 +62,10 @@ fn chores(config: &NodeConfig) -> Vec<Chore> {
         add("approver", approve);
     }
     add("certificates", renewal::chore);
-    if config.role == NodeRole::Worker {
-        add("kubelet", kubelet::worker);
+    match config.role {
+        NodeRole::Worker => add("kubelet", kubelet::worker),
+        NodeRole::ControlPlane => add("kubelet", kubelet::control_plane),
+        NodeRole::Etcd => {}
     }
     chores
 }
@@ -119,7 +121,7 @@ mod tests {
         for layout in ["stacked", "external"] {
             assert_eq!(
                 names("control-plane", layout),
-                ["configuration", "etcd", "approver", "certificates"]
+                ["configuration", "etcd", "approver", "certificates", "kubelet"]
             );
         }
     }

@@ -25,6 +25,7 @@ use crate::report;
 const JOINED: &str = "/var/lib/kimage/joined.json";
 const MAX_JOINED: u64 = 4 << 20;
 const MAX_PEM: u64 = 64 << 10;
+const KUBELET: &str = "kubelet.service";
 /// Every kubelet may read its own, and it is small.
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 
@@ -83,6 +84,29 @@ impl Worker<'_> {
         let text = String::from_utf8_lossy(&bytes);
         check_kept(&text, &profile, SystemTime::now())
             .map_err(|error| refused(&format!("{KUBELET_CLIENT}: {error}")))
+    }
+
+    /// Takes a certificate that has expired or is damaged away from a control plane's kubelet, which then starts anew with
+    /// the one in its kubeconfig: that one this machine issues itself. What was wrong with it; nothing if it serves, or if
+    /// the kubelet has none yet.
+    pub(crate) fn renew_own_kubelet(&self) -> Result<Option<Failure>, Failure> {
+        let why = self.take_unfit_credential()?;
+        if why.is_some() {
+            let words = ["--no-block", "restart", KUBELET].map(str::to_owned);
+            host::output("systemctl", &words).or_failure(Cause::UnitFailed)?;
+        }
+        Ok(why)
+    }
+
+    fn take_unfit_credential(&self) -> Result<Option<Failure>, Failure> {
+        if fs::symlink_metadata(self.host.path(KUBELET_CLIENT)).is_err() {
+            return Ok(None);
+        }
+        let why = self.check_credential().err();
+        if why.is_some() {
+            self.set_aside(KUBELET_CLIENT, true)?;
+        }
+        Ok(why)
     }
 
     fn standing_in(&self, known: &Joined) -> Standing {
@@ -201,6 +225,26 @@ mod tests {
         for bad in [issued(now - 2 * day), "garbage".to_owned(), String::new()] {
             write(&host, KUBELET_CLIENT, &bad);
             assert_eq!(cause(), Err(Cause::CredentialRefused));
+        }
+    }
+
+    #[test]
+    fn a_control_planes_kubelet_loses_a_certificate_that_is_worth_nothing_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = Host::at(folder.path());
+        let machine = machine("control-plane", "stacked");
+        let worker = Worker::new(&host, &machine);
+        let place = host.path(KUBELET_CLIENT);
+        assert!(worker.take_unfit_credential().unwrap().is_none());
+        let now = SystemTime::now();
+        let ca = Authority::from_pair(&Authority::create("kubernetes", now).unwrap()).unwrap();
+        let hour = std::time::Duration::from_secs(3600);
+        for (at, serves) in [(now, true), (now - 2 * hour, false)] {
+            let pair = issue(&ca, &Profile::kubelet_client("a"), at, hour).unwrap();
+            let kept = format!("{}{}", pair.certificate, pair.key.reveal());
+            write(&host, KUBELET_CLIENT, &kept);
+            let why = worker.take_unfit_credential().unwrap();
+            assert_eq!((why.is_none(), place.exists()), (serves, serves));
         }
     }
 

@@ -50,6 +50,19 @@ pub(super) fn worker<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
     }))
 }
 
+/// Watches over a control plane's: this machine has the authority's key, and needs nobody to join.
+pub(super) fn control_plane<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
+    let worker = Worker::new(shift.host, &shift.machine);
+    Ok(Box::new(move || {
+        if let Some(why) = worker.renew_own_kubelet()? {
+            shift.say(&format!(
+                "the kubelet's credential is lost: {why}; it starts anew with the one of its kubeconfig"
+            ));
+        }
+        Ok(LOOK)
+    }))
+}
+
 /// Walks the plan once more, as a boot does. First boot itself may be at it.
 fn join_anew(shift: &Shift<'_>) -> Result<(), Failure> {
     let Some(alone) = Exclusive::try_now(shift.host)? else {
