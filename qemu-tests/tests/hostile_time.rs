@@ -193,7 +193,11 @@ fn pods_are_made_and_bound(cluster: &Cluster<Contained>) -> Result<()> {
         "metadata": {"name": "late", "namespace": "default"},
         "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": {
             "metadata": {"labels": labels},
-            "spec": {"containers": [{"name": "pause", "image": "registry.k8s.io/pause:3.10"}]},
+            "spec": {
+                "containers": [{"name": "pause", "image": "registry.k8s.io/pause:3.10"}],
+                // The machines' disks are folders of this host's, which may be almost full.
+                "tolerations": [{"key": "node.kubernetes.io/disk-pressure", "operator": "Exists"}],
+            },
         }},
     });
     cluster.apply(&[deployment], SOON)?;
