@@ -14,11 +14,14 @@ const SETTINGS: [(&str, u32); 4] = [
     ("/proc/sys/kernel/panic_on_oops", 1),
     ("/proc/sys/vm/overcommit_memory", 1),
 ];
-/// The host may have control groups of version 1, which the kubelet has given up; no pod runs there.
+/// The host may have control groups of version 1, which the kubelet has given up; no pod runs there. All machines lie on
+/// the host's disk, which may be large and rather full: the kubelet's own limits are shares of it (a tenth, a sixth), and
+/// would taint every Node though gigabytes are left.
 const KUBELET: &str = r#"{
   "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
   "failCgroupV1": false, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": false, "enforceNodeAllocatable": [],
-  "protectKernelDefaults": false
+  "protectKernelDefaults": false, "imageGCHighThresholdPercent": 100,
+  "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"}
 }
 "#;
 
