@@ -100,6 +100,12 @@ impl Sandbox {
         Self::over(Root::Directory(root.into()))
     }
 
+    /// A sandbox whose root is the directory `root`, which nothing inside can change. `root` holds the folders `dev`,
+    /// `proc`, `run`, `sys`, `tmp` and the targets of all binds, or they are made.
+    pub fn read_only(root: &Path) -> Self {
+        Self::over(Root::ReadOnly(root.into()))
+    }
+
     /// A sandbox whose root is `lower` (topmost first), never changed, with `upper` collecting the differences;
     /// `upper` and `work` are empty directories of one filesystem. Not every host can do it
     /// ([`Capabilities::overlay`]). [`delta::delta`] reads `upper`.

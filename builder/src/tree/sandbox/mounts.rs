@@ -32,7 +32,7 @@ pub(super) fn assemble(root: &Root, binds: &[Bind], limits: &Limits) -> Result<(
     let devices = DEVICES.map(|name| (name, detach(Path::new("/dev").join(name).as_os_str())));
     let binds = binds.iter().map(detach_bind).collect::<Result<Vec<_>, _>>()?;
     let top = match root {
-        Root::Directory(path) => {
+        Root::Directory(path) | Root::ReadOnly(path) => {
             mount_bind_recursive(path, path).at(Step::Root, shown("bind", path))?;
             path
         }
@@ -51,7 +51,13 @@ pub(super) fn assemble(root: &Root, binds: &[Bind], limits: &Limits) -> Result<(
     }
     // Not before /proc is there: the kernel wants to see the host's one first.
     unmount(".", UnmountFlags::DETACH).at(Step::Root, "detach the host's filesystems")?;
-    std::env::set_current_dir("/").at(Step::Root, "enter /")
+    std::env::set_current_dir("/").at(Step::Root, "enter /")?;
+    if let Root::ReadOnly(path) = root {
+        open_directory(&"/".into())
+            .and_then(|top| set_read_only(&top, Depth::This))
+            .at(Step::Root, shown("make read-only", path))?;
+    }
+    Ok(())
 }
 
 fn shown(verb: &str, path: &OsString) -> String {
@@ -92,7 +98,7 @@ fn detach(path: &std::ffi::OsStr) -> io::Result<OwnedFd> {
 fn detach_bind(bind: &Bind) -> Result<(&Bind, OwnedFd), SetupError> {
     let source = detach(&bind.host).at(Step::Mounts, shown("bind", &bind.host))?;
     if !bind.writable {
-        set_read_only(&source).at(Step::Mounts, shown("make read-only", &bind.host))?;
+        set_read_only(&source, Depth::AllBelow).at(Step::Mounts, shown("make read-only", &bind.host))?;
     }
     Ok((bind, source))
 }
@@ -120,11 +126,23 @@ fn attach(source: &OwnedFd, target: &Path) -> io::Result<()> {
     )?)
 }
 
-/// Sets read-only on a detached mount and all below it. A remount would have to repeat the flags that the host's
+/// How far a mount's attribute goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    This,
+    AllBelow,
+}
+
+/// Sets read-only on the mount that `mount` is the top of, or on it and all below it. A remount would have to repeat the flags that the host's
 /// mount has locked; `mount_setattr` only adds.
-fn set_read_only(mount: &OwnedFd) -> io::Result<()> {
+fn set_read_only(mount: &OwnedFd, depth: Depth) -> io::Result<()> {
     // struct mount_attr of linux/mount.h: attr_set, attr_clr, propagation, userns_fd.
     let attributes: [u64; 4] = [libc::MOUNT_ATTR_RDONLY, 0, 0, 0];
+    let recursive = if depth == Depth::AllBelow {
+        libc::AT_RECURSIVE
+    } else {
+        0
+    };
     #[expect(unsafe_code, reason = "mount_setattr has no wrapper")]
     // SAFETY: the path is an empty C string, the structure lives through the call and its size is given.
     let result = unsafe {
@@ -132,7 +150,7 @@ fn set_read_only(mount: &OwnedFd) -> io::Result<()> {
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | recursive,
             attributes.as_ptr(),
             size_of_val(&attributes),
         )

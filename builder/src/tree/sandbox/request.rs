@@ -26,6 +26,8 @@ pub(super) struct Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Root {
     Directory(OsString),
+    /// The same, read-only once everything is mounted.
+    ReadOnly(OsString),
     Overlay {
         lower: Vec<OsString>,
         upper: OsString,
