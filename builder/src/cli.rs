@@ -192,6 +192,9 @@ pub struct Lock {
     /// Move to the newest versions
     #[arg(long)]
     pub update: bool,
+    /// Forget what came out of the components before: build those that the store lacks, and lock what comes out now
+    #[arg(long, conflicts_with = "list")]
+    pub rebuild: bool,
     /// With --update: believe an archive that is older than max-age-days, or than the lock
     #[arg(long, requires = "update")]
     pub allow_old: bool,
@@ -218,9 +221,8 @@ FILE holds all packages and the built components, so that the other machine need
 It builds only what the same definition and lock say: build keys of components cover their definition, sources and
 compilers. What the store lacks is fetched and built before FILE is written.
 
-FILE is a plain tar, equal for equal inputs. Every file in it is checked against its digest when it is imported. A
-package proves itself by the lock; a built component is as trustworthy as who made FILE, so compare the digest of FILE,
-which both commands print.")]
+FILE is a plain tar, equal for equal inputs. Every file in it is checked against its digest when it is imported, and a
+built component against the digest that an image.lock of the workspace has of it: whoever made FILE need not be trusted.")]
 pub struct Vendor {
     /// The file to write, or with --import to read
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -59,6 +59,11 @@ pub fn load(root: &Path, image: &str, role: &str) -> Result<Definition> {
     load_image(root, image)?.role(role)
 }
 
+/// The names of the images of the workspace at `root`, sorted.
+pub fn image_names(root: &Path) -> Result<Vec<String>> {
+    folders_with(&root.join("images"), image::FILE_NAME)
+}
+
 /// Reads and checks one image and all roles of the workspace at `root`.
 ///
 /// # Errors

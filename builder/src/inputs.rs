@@ -20,11 +20,27 @@ pub fn requests(
     given: &[String],
     network: Network,
 ) -> Result<Vec<Request>> {
-    let wanted = |package: &&LockedPackage| {
+    let wanted = |package: &LockedPackage| {
         package.base || package.roles.iter().any(|role| roles.contains(&role.as_str()))
     };
+    requests_for(image, lock, given, network, &wanted)
+}
+
+/// What to fetch for compiling components: the packages of the compile root, from the same places.
+pub fn compilers(image: &Image, lock: &Lock, given: &[String], network: Network) -> Result<Vec<Request>> {
+    requests_for(image, lock, given, network, &|package| package.compile)
+}
+
+fn requests_for(
+    image: &Image,
+    lock: &Lock,
+    given: &[String],
+    network: Network,
+    wanted: &dyn Fn(&LockedPackage) -> bool,
+) -> Result<Vec<Request>> {
+    let packages = lock.package.iter().filter(|package| wanted(package));
     if network == Network::Offline {
-        return Ok(lock.package.iter().filter(wanted).map(without_urls).collect());
+        return Ok(packages.map(without_urls).collect());
     }
     let archive = &image.manifest.archive;
     let snapshot = archive
@@ -54,7 +70,7 @@ pub fn requests(
             size: package.size,
         })
     };
-    lock.package.iter().filter(wanted).map(request).collect()
+    packages.map(request).collect()
 }
 
 /// Fetches what the store lacks of the packages of `role`.

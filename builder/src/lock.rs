@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 
-pub use file::{FILE_NAME, load, load_fresh, write};
-pub use resolve::{Pins, resolve};
+pub use file::{FILE_NAME, load, load_fresh, stale, write};
+pub use resolve::{Pins, keep, resolve};
 
 /// The lock of one image: all roles' packages and components. TOML, sorted, reviewable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +40,12 @@ pub struct Lock {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LockedRequest {
-    /// The role; absent for the base image.
+    /// The role; absent for the base image and for what compiles components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// It is about the packages that compile components.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compile: bool,
     /// Packages to install, sorted.
     pub install: Vec<String>,
     /// Packages to leave out, sorted.
@@ -93,6 +96,9 @@ pub struct LockedPackage {
     /// The roles that add it to the base, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
+    /// Part of what compiles components.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compile: bool,
 }
 
 /// One component's pinned sources.
@@ -108,6 +114,23 @@ pub struct LockedComponent {
     /// Downloads besides: URL and digest of `release` and `oci` components.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub download: Vec<LockedDownload>,
+    /// What comes out of it. Absent only while the lock is being made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub built: Option<LockedOutput>,
+}
+
+/// What a component was when it was locked: a host that makes something else of the same inputs may not ship it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LockedOutput {
+    /// Digest of all that goes into it: the sources, the compilers, kimage's own recipe
+    /// ([`crate::components::content_key`]).
+    pub key: Digest,
+    /// Digest of all that comes out ([`crate::components::BuiltComponent::output`]).
+    pub output: Digest,
+    /// The files among it, by path, so that a difference has a name.
+    #[serde(default)]
+    pub files: std::collections::BTreeMap<String, Digest>,
 }
 
 /// A file that a component downloads.
@@ -126,12 +149,16 @@ pub struct LockedDownload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LockedToolchain {
-    /// `go`.
+    /// `go` or `rust`.
     pub name: String,
-    /// `go1.26.8`.
+    /// `go1.26.8`, `1.95.0`.
     pub version: String,
-    /// Its module's `h1:` hash (`golang.org/toolchain`), as in go.sum.
+    /// Of what runs. Go: its module's `h1:` hash (`golang.org/toolchain`), as in go.sum. Rust: `sha256:` and the
+    /// digest of its files ([`crate::definition::toolchain::Pin`]).
     pub hash: String,
+    /// Rust: base URLs of servers that have its releases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<String>,
 }
 
 impl Lock {

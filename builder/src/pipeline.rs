@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use kimage_roles::slot::Slot;
 
-use crate::components::{self, Access, BuiltComponent};
+use crate::components::{self, Access, BuiltComponent, Means};
 use crate::definition::{self, Definition};
 use crate::digest::Digest;
 pub use crate::disk::Format as DiskFormat;
@@ -66,7 +66,7 @@ pub struct Order {
 /// Builds one image and puts its release into `order.output`.
 pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progress) -> Result<Manifest> {
     let (definition, lock) = prepare(order)?;
-    let key = Key::new(order, &definition, &lock, signer.identity(), store)?;
+    let key = Key::new(order, &definition, &lock, signer.identity())?;
     if let Some(manifest) = key.find(order, store).filter(|_| order.cache) {
         progress.line(&format!(
             "nothing changed since {} was built",
@@ -85,9 +85,17 @@ pub fn build(order: &Order, signer: &dyn Signer, store: &Store, progress: &Progr
         store,
         progress,
     )?;
-    let built = components::build(&definition.components, &lock, store, &order.access, progress)?;
+    let compilers = inputs::compilers(&definition.image, &lock, &order.mirrors, order.access.network)?;
+    let means = Means {
+        store,
+        access: &order.access,
+        compilers: &compilers,
+        program: None,
+        progress,
+    };
+    let built = components::build(&definition.components, &lock, &means)?;
 
-    let baked = tree::bake::bake(&definition.components, &built, lock.epoch)?;
+    let baked = components::bake::bake(&definition.components, &built, lock.epoch)?;
     let caches = order.cache.then(|| Caches::open(store)).transpose()?;
     let assembled = assemble(order, &definition, &lock, store, baked, caches.as_ref(), progress)?;
 
@@ -150,6 +158,7 @@ fn prepare(order: &Order) -> Result<(Definition, Lock)> {
         &image.components,
         image.toolchains.as_ref(),
     )?;
+    components::check_fresh(&definition.components, &lock).with_context(|| lock::stale(&image.image))?;
     Ok((definition, lock))
 }
 

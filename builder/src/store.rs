@@ -18,7 +18,7 @@ mod verified;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -93,6 +93,16 @@ impl Store {
             progress: progress.clone(),
             ..self.clone()
         }
+    }
+
+    /// A new store in the empty `folder` that has this one's blobs, each of which it hashes itself before use, and nothing
+    /// else of it.
+    pub fn downloads_only(&self, folder: &Path) -> Result<Self> {
+        let blobs = self.root.join("blobs");
+        fs::create_dir_all(&blobs).map_err(|error| self.unwritable(&blobs, &error))?;
+        let link = folder.join("blobs");
+        std::os::unix::fs::symlink(&blobs, &link).map_err(|error| self.unwritable(&link, &error))?;
+        Self::open(folder)
     }
 
     /// Where the store is when nobody says otherwise: `$XDG_CACHE_HOME/kimage`, else `~/.cache/kimage`.
@@ -170,6 +180,31 @@ impl Store {
             self.verified().remember(digest, before);
         }
         Ok(Blob::Present(path))
+    }
+
+    /// Whether `path`, a file of an artifact, is a regular file whose bytes hash to `digest` (hashed once and again
+    /// when the file changes, like a blob).
+    pub fn file_is(&self, path: &Path, digest: &Digest) -> Result<bool> {
+        let read = || format!("read `{}`", path.display());
+        let opened = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).with_context(read),
+        };
+        let before = Identity::of(&file).with_context(read)?;
+        if self.verified().knows(digest, &before) {
+            return Ok(true);
+        }
+        let (found, _) = Digest::of_reader(&mut file).with_context(read)?;
+        if found == *digest && Identity::of(&file).with_context(read)? == before {
+            self.verified().remember(digest, before);
+        }
+        Ok(found == *digest)
     }
 
     /// Where the blob is or would be.

@@ -6,7 +6,7 @@
 //! ```
 
 mod assemble;
-pub mod bake;
+pub mod compile_root;
 pub mod configure;
 pub(crate) mod console;
 pub mod containerd;

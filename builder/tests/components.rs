@@ -7,10 +7,11 @@
 mod proxy;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use kimage_builder::components::{self, Access, BuiltComponent};
+use kimage_builder::components::{self, Access, BuiltComponent, Means};
+use kimage_builder::definition::component::files_below;
 use kimage_builder::definition::{Component, Toolchains};
 use kimage_builder::digest::Digest;
 use kimage_builder::download::{Network, vendor};
@@ -30,8 +31,8 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let bench = Self {
-            folder: tempfile::tempdir().unwrap(),
-            go: host_go(),
+            folder: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+            go: host_go().clone(),
         };
         fs::create_dir(bench.path("proxy")).unwrap();
         bench
@@ -54,7 +55,7 @@ impl Bench {
     }
 
     fn store(&self) -> Store {
-        Store::open(&self.path("store")).unwrap()
+        open_store(&self.path("store"))
     }
 
     fn lock(&self, component: &Component) -> Lock {
@@ -63,6 +64,7 @@ impl Bench {
             version: component.manifest.version.clone(),
             source: component.source_digest().unwrap(),
             download: Vec::new(),
+            built: None,
         };
         let (suite, package) = (Vec::new(), Vec::new());
         Lock {
@@ -80,14 +82,38 @@ impl Bench {
         Access {
             network: Network::Online,
             go_proxy: Some(format!("file://{}", self.path("proxy").display())),
+            beside: None,
         }
+    }
+
+    fn means<'a>(store: &'a Store, access: &'a Access, progress: &'a Progress) -> Means<'a> {
+        Means {
+            store,
+            access,
+            compilers: &[],
+            program: Some(Path::new(env!("CARGO_BIN_EXE_kimage"))),
+            progress,
+        }
+    }
+
+    /// The lock that says what comes out of the component on this bench.
+    fn full_lock(&self, component: &Component) -> Lock {
+        let mut lock = self.lock(component);
+        let (store, access, progress) = (self.store(), self.access(), Progress::silent());
+        let means = Self::means(&store, &access, &progress);
+        let built = components::output(component, &lock, &means).unwrap();
+        lock.component[0].built = Some(built);
+        lock
     }
 
     fn build_with(&self, name: &str, store: &Store, access: &Access) -> anyhow::Result<BuiltComponent> {
         let component = self.load(name);
-        let lock = self.lock(&component);
-        let mut built = components::build(&[component], &lock, store, access, &Progress::silent())?;
-        Ok(built.remove(0))
+        let progress = Progress::silent();
+        components::unlocked(
+            &component,
+            &self.lock(&component),
+            &Self::means(store, access, &progress),
+        )
     }
 
     fn build(&self, name: &str) -> anyhow::Result<BuiltComponent> {
@@ -155,6 +181,15 @@ entrypoint = ["/hello", "--loud"]
 user = "65532:65532"
 files = { "/hello" = "/usr/bin/hello" }
 "#;
+const PLAIN: &str = r#"schema = 1
+title = "Says what its dependency says"
+version = "v1"
+license = "MIT"
+[go]
+[[go.binary]]
+package = "."
+path = "/usr/bin/plain"
+"#;
 const MAIN: &str = "package main\n\nimport \"example.com/dep/word\"\n\nvar version = \"none\"\n\nfunc main() { println(version, word.Word) }\n";
 const GO_MOD: &str = "module example.com/hello\n\ngo 1.21\n\nrequire example.com/dep v1.2.3\n";
 const OVERLAY: &str = "package word\n\nconst Word = \"replaced\"\n";
@@ -169,19 +204,79 @@ const DEPENDENCY: &[(&str, &str)] = &[
 const RELEASE: &str = "schema = 1\ntitle = \"A tool\"\nversion = \"v1\"\nlicense = \"MIT\"\n[release]\n";
 
 /// The Go of this host as the pinned one: what these tests build needs no particular version.
-fn host_go() -> LockedToolchain {
-    let output = Tool::new("go")
-        .arg("version")
-        .env("GOTOOLCHAIN", "local")
-        .inherit(&["PATH", "HOME"])
-        .run();
-    let words = String::from_utf8(output.expect("install Go (`apt-get install golang-go`)")).unwrap();
-    let version = words.split(' ').nth(2).unwrap().to_owned();
-    LockedToolchain {
-        name: "go".into(),
-        version,
-        hash: "h1:of no consequence".into(),
+fn host_go() -> &'static LockedToolchain {
+    static PIN: OnceLock<LockedToolchain> = OnceLock::new();
+    PIN.get_or_init(|| {
+        let root = host_go_root();
+        let version = fs::read_to_string(root.join("VERSION")).unwrap();
+        let version = version.lines().next().unwrap().to_owned();
+        let hash = components::go_files_hash(&root, &version).unwrap();
+        LockedToolchain {
+            name: "go".into(),
+            version,
+            hash,
+            servers: Vec::new(),
+        }
+    })
+}
+
+fn host_go_root() -> PathBuf {
+    let go = Tool::new("go").args(["env", "GOROOT"]);
+    let output = go.env("GOTOOLCHAIN", "local").inherit(&["PATH", "HOME"]).run();
+    let output = output.expect("install Go (`apt-get install golang-go`)");
+    PathBuf::from(String::from_utf8(output).unwrap().trim())
+}
+
+/// A store of a test's own that shares compilers with the others: each has a quarter of a gigabyte.
+fn open_store(place: &Path) -> Store {
+    static FIRST: OnceLock<PathBuf> = OnceLock::new();
+    let compilers = FIRST.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compilers");
+        let store = Store::open(&folder).unwrap();
+        let component = folder.join("components/nothing");
+        fs::create_dir_all(&component).unwrap();
+        let text = HELLO.split("links").next().unwrap();
+        fs::write(component.join("component.toml"), text).unwrap();
+        fs::write(
+            component.join("go.mod"),
+            "module example.com/nothing\n\ngo 1.21\n",
+        )
+        .unwrap();
+        fs::write(component.join("go.sum"), "").unwrap();
+        fs::write(component.join("main.go"), "package main\n\nfunc main() {}\n").unwrap();
+        let component = Component::load(&folder.join("components"), "nothing").unwrap();
+        let lock = Lock {
+            schema: 1,
+            request: Vec::new(),
+            epoch: 0,
+            suite: Vec::new(),
+            package: Vec::new(),
+            component: vec![LockedComponent {
+                name: "nothing".into(),
+                version: "v7.8.9".into(),
+                source: component.source_digest().unwrap(),
+                download: Vec::new(),
+                built: None,
+            }],
+            toolchain: vec![host_go().clone()],
+        };
+        let (access, progress) = (Access::from(Network::Offline), Progress::silent());
+        let means = Bench::means(&store, &access, &progress);
+        components::unlocked(&component, &lock, &means).unwrap();
+        folder.join("artifacts/toolchain")
+    });
+    for (name, shared) in [
+        ("artifacts/toolchain", compilers.clone()),
+        // The standard library, compiled.
+        ("caches/go-build", compilers.join("../../caches/go-build")),
+    ] {
+        let link = place.join(name);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        if link.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink(shared, link).unwrap();
+        }
     }
+    Store::open(place).unwrap()
 }
 
 fn run(built: &BuiltComponent) -> String {
@@ -242,7 +337,7 @@ fn what_is_built_needs_neither_network_nor_compiler_again() {
             .unwrap(),
         first
     );
-    assert!(!bench.path("store/caches").exists(), "no compiler ran");
+    assert!(!bench.path("store/caches/go-mod").exists(), "no compiler ran");
 }
 
 #[test]
@@ -251,28 +346,25 @@ fn a_vendored_component_needs_neither_a_network_nor_a_compiler() {
     bench.hello();
     let built = bench.build("hello").unwrap();
     let component = bench.load("hello");
-    let lock = bench.lock(&component);
-    let artifacts = components::artifacts(&[component], &lock, &bench.store()).unwrap();
+    let lock = bench.full_lock(&component);
+    let artifacts = components::artifacts(&[component], &lock).unwrap();
     let file = bench.path("inputs.tar");
     vendor::write(&[], &artifacts, &bench.store(), &file, &Progress::silent()).unwrap();
 
-    let other = Store::open(&bench.path("other")).unwrap();
+    let other = open_store(&bench.path("other"));
     let offline = Access::from(Network::Offline);
     let error = bench.build_with("hello", &other, &offline).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Fetch, "{error:#}");
     fs::remove_dir_all(bench.path("other/caches")).unwrap();
-    vendor::import(
-        &file,
-        &other,
-        &kimage_builder::components::check_artifact,
-        &Progress::silent(),
-    )
-    .unwrap();
+    let accept = |kind: &str, key: &Digest, folder: &Path| {
+        components::accept(kind, key, folder, std::slice::from_ref(&lock), &other)
+    };
+    vendor::import(&file, &other, &accept, &Progress::silent()).unwrap();
     let imported = bench.build_with("hello", &other, &offline).unwrap();
     assert_eq!(run(&imported), run(&built));
     assert!(imported.files[0].source.starts_with(other.root()), "{imported:?}");
     assert!(
-        !bench.path("other/caches").exists(),
+        !bench.path("other/caches/go-mod").exists(),
         "no compiler ran after the import"
     );
 }
@@ -331,45 +423,47 @@ fn a_compile_error_is_told_in_gos_words() {
 fn a_component_that_changed_since_it_was_locked_is_refused() {
     let bench = Bench::new();
     bench.hello();
-    let lock = bench.lock(&bench.load("hello"));
+    let lock = bench.full_lock(&bench.load("hello"));
     bench.write("hello", &[("main.go", "package main\n\nfunc main() {}\n")]);
     let component = bench.load("hello");
-    let error = components::build(
-        &[component],
-        &lock,
-        &bench.store(),
-        &bench.access(),
-        &Progress::silent(),
-    )
-    .unwrap_err();
+    let (store, access, progress) = (bench.store(), bench.access(), Progress::silent());
+    let means = Bench::means(&store, &access, &progress);
+    let error = components::build(&[component], &lock, &means).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Lock);
     assert_eq!(hints(&error).collect::<Vec<_>>(), ["run `kimage lock`"]);
 }
 
 impl Bench {
-    /// Publishes a toolchain whose `go` hands on to the host's; the pin has the hash that Go itself computes.
-    fn fake_toolchain(&self) -> LockedToolchain {
-        let path = std::env::var_os("PATH").unwrap();
-        let go = std::env::split_paths(&path)
-            .map(|folder| folder.join("go"))
-            .find(|go| go.is_file())
-            .unwrap();
-        let script = format!("#!/bin/sh\nexec {} \"$@\"\n", go.display());
-        let version = "v0.0.1-go1.99.1.linux-amd64";
-        let files = [("bin/go", script.as_str()), ("src/_go.mod", "module std\n")];
-        publish(&self.path("proxy"), "golang.org/toolchain", version, &files);
-        let gomod = self
-            .path("proxy/golang.org/toolchain/@v")
-            .join(format!("{version}.mod"));
-        fs::write(gomod, "module golang.org/toolchain\n").unwrap();
-        let name = format!("golang.org/toolchain@{version}");
-        let answer = self.go_command(self.folder.path(), &["mod", "download", "-json", &name]);
-        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
-        let hash = answer["Sum"].as_str().unwrap().to_owned();
+    /// Publishes the host's Go as the toolchain of a version that no host has.
+    fn published_toolchain(&self) -> LockedToolchain {
+        const VERSION: &str = "go1.99.1";
+        let module = format!("v0.0.1-{VERSION}.linux-amd64");
+        let folder = self.path("proxy/golang.org/toolchain/@v");
+        fs::create_dir_all(&folder).unwrap();
+        let root = host_go_root();
+        let file = fs::File::create(folder.join(format!("{module}.zip"))).unwrap();
+        let mut zip = zip::ZipWriter::new(file);
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        for path in files_below(&root).unwrap() {
+            let name = path.to_str().unwrap();
+            if ["api/", "doc/", "misc/", "test/"]
+                .iter()
+                .any(|top| name.starts_with(top))
+            {
+                continue;
+            }
+            let name = name.replace("go.mod", "_go.mod");
+            zip.start_file(format!("golang.org/toolchain@{module}/{name}"), stored)
+                .unwrap();
+            std::io::copy(&mut fs::File::open(root.join(&path)).unwrap(), &mut zip).unwrap();
+        }
+        zip.finish().unwrap();
         LockedToolchain {
             name: "go".into(),
-            version: "go1.99.1".into(),
-            hash,
+            version: VERSION.into(),
+            hash: components::go_files_hash(&root, VERSION).unwrap(),
+            servers: Vec::new(),
         }
     }
 }
@@ -379,10 +473,15 @@ fn a_toolchain_that_the_host_lacks_is_fetched_checked_and_used() {
     let bench = Bench::new();
     bench.hello();
     let bench = Bench {
-        go: bench.fake_toolchain(),
+        go: bench.published_toolchain(),
         ..bench
     };
-    assert_eq!(run(&bench.build("hello").unwrap()), "v7.8.9 replaced\n");
+    // It shares no compilers.
+    let own = Store::open(&bench.path("own")).unwrap();
+    assert_eq!(
+        run(&bench.build_with("hello", &own, &bench.access()).unwrap()),
+        "v7.8.9 replaced\n"
+    );
 }
 
 #[test]
@@ -390,22 +489,22 @@ fn a_tampered_toolchain_is_a_mismatch_and_never_runs() {
     let bench = Bench::new();
     bench.hello();
     let bench = Bench {
-        go: bench.fake_toolchain(),
+        go: bench.published_toolchain(),
         ..bench
     };
+    // It shares no compilers.
+    let own = Store::open(&bench.path("own")).unwrap();
     let stain = bench.path("stain");
     let script = format!("#!/bin/sh\ntouch {}\n", stain.display());
-    publish(
-        &bench.path("proxy"),
-        "golang.org/toolchain",
-        "v0.0.1-go1.99.1.linux-amd64",
-        &[("bin/go", &script)],
-    );
-    let error = bench.build("hello").unwrap_err();
+    let proxy = bench.path("proxy");
+    fs::remove_dir_all(proxy.join("golang.org")).unwrap();
+    let version = "v0.0.1-go1.99.1.linux-amd64";
+    publish(&proxy, "golang.org/toolchain", version, &[("bin/go", &script)]);
+    let error = bench.build_with("hello", &own, &bench.access()).unwrap_err();
     assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
     assert!(!stain.exists());
     let offline = bench
-        .build_with("hello", &bench.store(), &Network::Offline.into())
+        .build_with("hello", &own, &Network::Offline.into())
         .unwrap_err();
     assert_eq!(exit_code(&offline), ExitCode::Fetch, "{offline:#}");
 }
@@ -593,7 +692,7 @@ fn an_image_is_pulled_by_digest() {
         (&vec!["/app".into()], &vec!["serve".into()], &vec!["A=b".into()])
     );
     assert_eq!(image.working_directory.as_deref(), Some("/w"));
-    assert_eq!(fs::read(&image.layers[0]).unwrap(), b"a layer");
+    assert_eq!(fs::read(&image.layers[0].source).unwrap(), b"a layer");
 }
 
 #[test]
@@ -673,37 +772,247 @@ fn versions_of_components_are_those_that_go_mod_requires() {
 }
 
 #[test]
-fn the_sandbox_program_waits_and_ends_when_told() {
+fn a_host_that_makes_something_else_is_told_what_and_keeps_none_of_it() {
     let bench = Bench::new();
-    let component = Component::load(&shipped(), "pause").unwrap();
-    let rust = Toolchains::load(&shipped()).unwrap().rust;
-    let pin = LockedToolchain {
-        name: "rust".into(),
-        version: rust.version,
-        hash: rust.hash,
+    bench.hello();
+    let component = bench.load("hello");
+    let mut lock = bench.full_lock(&component);
+    let honest = lock.component[0].built.clone().unwrap();
+    let other = Digest::of(b"another host's");
+    let built = lock.component[0].built.as_mut().unwrap();
+    built.output = other;
+    built.files.insert("/usr/bin/hello".into(), other);
+    let (store, access, progress) = (
+        open_store(&bench.path("fresh")),
+        bench.access(),
+        Progress::silent(),
+    );
+    let means = Bench::means(&store, &access, &progress);
+    let error = components::build(&[component], &lock, &means).unwrap_err();
+    assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
+    let text = format!("{error:#}");
+    for part in [
+        "component hello",
+        &other.to_string(),
+        &honest.output.to_string(),
+        "the first is /usr/bin/hello",
+        &honest.files["/usr/bin/hello"].to_string(),
+    ] {
+        assert!(text.contains(part), "no {part} in: {text}");
+    }
+    assert!(store.artifact("component", &honest.key).is_none());
+    let aside = bench.path("fresh/caches/odd-components");
+    let aside = fs::read_dir(aside).unwrap().next().unwrap().unwrap().path();
+    assert!(aside.join("component.json").is_file() && aside.join("0").is_file());
+}
+
+#[test]
+fn what_somebody_changed_in_the_store_is_built_again() {
+    let bench = Bench::new();
+    bench.hello();
+    let component = bench.load("hello");
+    let lock = bench.full_lock(&component);
+    let locked = lock.component[0].built.clone().unwrap();
+    let (access, progress) = (bench.access(), Progress::silent());
+    let artifact = bench.store().artifact("component", &locked.key).unwrap();
+    let evil = b"#!/bin/sh\necho somebody else\n";
+    let record = fs::read_to_string(artifact.join("component.json")).unwrap();
+    let changed = record.replace(
+        &locked.files["/usr/bin/hello"].to_string(),
+        &Digest::of(evil).to_string(),
+    );
+    for record in [&record, &changed] {
+        fs::write(artifact.join("0"), evil).unwrap();
+        fs::write(artifact.join("component.json"), record).unwrap();
+        let store = bench.store();
+        let built = components::build(
+            std::slice::from_ref(&component),
+            &lock,
+            &Bench::means(&store, &access, &progress),
+        );
+        assert_eq!(run(&built.unwrap()[0]), "v7.8.9 replaced\n");
+    }
+}
+
+#[test]
+fn an_unpacked_module_that_somebody_changed_does_not_get_into_the_program() {
+    let bench = Bench::new();
+    bench.hello();
+    bench.write(
+        "plain",
+        &[("component.toml", PLAIN), ("main.go", MAIN), ("go.mod", GO_MOD)],
+    );
+    bench.write("plain", &[("go.sum", &bench.go_sum())]);
+    assert_eq!(run(&bench.build("plain").unwrap()), "none published\n");
+    let caches = bench.path("store/caches");
+    fs::write(
+        caches.join("go-mod/example.com/dep@v1.2.3/word/word.go"),
+        "package word\n\nconst Word = \"poisoned\"\n",
+    )
+    .unwrap();
+    // A build cache of its own: the shared one has the honest module.
+    fs::remove_file(caches.join("go-build")).unwrap();
+    fs::create_dir(caches.join("go-build")).unwrap();
+    fs::remove_dir_all(bench.path("store/artifacts/component")).unwrap();
+    assert_eq!(run(&bench.build("plain").unwrap()), "none published\n");
+}
+
+#[test]
+fn a_forged_component_is_refused_by_name_with_both_digests() {
+    let bench = Bench::new();
+    bench.hello();
+    let component = bench.load("hello");
+    let lock = bench.full_lock(&component);
+    let locked = lock.component[0].built.clone().unwrap();
+    let artifact = bench.store().artifact("component", &locked.key).unwrap();
+    let record = fs::read_to_string(artifact.join("component.json")).unwrap();
+    let evil = b"#!/bin/sh\necho attacker runs here\n";
+    let forged = record.replace(
+        &locked.files["/usr/bin/hello"].to_string(),
+        &Digest::of(evil).to_string(),
+    );
+    let size = fs::metadata(artifact.join("0")).unwrap().len();
+    let forged = forged.replace(&format!("\"size\": {size}"), &format!("\"size\": {}", evil.len()));
+    let absolute = record.replace("\"source\": \"0\"", "\"source\": \"/etc/hostname\"");
+    assert_ne!(absolute, record);
+    let made = bench.path("made");
+    for (index, (bytes, record, key)) in [
+        (&evil[..], &forged, locked.key),
+        (&evil[..], &record, locked.key),
+        (&evil[..], &absolute, locked.key),
+        (&evil[..], &forged, Digest::of(b"a key that no lock has")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = Store::open(&made.join(index.to_string())).unwrap();
+        let fill = |folder: &Path| {
+            fs::write(folder.join("0"), bytes)?;
+            Ok(fs::write(folder.join("component.json"), record)?)
+        };
+        source.artifact_or_build("component", &key, fill).unwrap();
+        let file = bench.path(&format!("forged-{index}.tar"));
+        let artifact = [("component".to_owned(), key)];
+        vendor::write(&[], &artifact, &source, &file, &Progress::silent()).unwrap();
+        let target = Store::open(&bench.path(&format!("target-{index}"))).unwrap();
+        let accept = |kind: &str, key: &Digest, folder: &Path| {
+            components::accept(kind, key, folder, std::slice::from_ref(&lock), &target)
+        };
+        let error = vendor::import(&file, &target, &accept, &Progress::silent()).unwrap_err();
+        assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
+        assert!(target.artifact("component", &key).is_none());
+        let text = format!("{error:#}");
+        if index == 0 {
+            assert!(text.contains("component hello is not the locked one"), "{text}");
+            assert!(text.contains(&locked.output.to_string()), "{text}");
+        }
+    }
+}
+
+/// A server of Rust releases whose compiler is a few words, and the pin of it.
+fn rust_releases(std: &str, promised: &str) -> LockedToolchain {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let tree = |std: &str| {
+        [
+            ("rustc", "rustc", "bin/rustc", "compiles".to_owned()),
+            ("rustc", "rustc", "lib/librustc_driver.so", "drives".to_owned()),
+            ("rustc", "rustc", "bin/rustdoc", "documents".to_owned()),
+            (
+                "rust-std",
+                "rust-std-x86_64-unknown-linux-gnu",
+                "lib/rustlib/x86_64-unknown-linux-gnu/lib/libstd.rlib",
+                std.to_owned(),
+            ),
+            ("cargo", "cargo", "bin/cargo", "fetches".to_owned()),
+        ]
     };
+    let place = tempfile::tempdir().unwrap();
+    for (_, _, path, text) in tree(promised) {
+        let path = place.path().join("sysroot").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let (digest, _) = components::rust_files_digest(&place.path().join("sysroot")).unwrap();
+    let mut archives = std::collections::BTreeMap::new();
+    for part in ["rustc", "rust-std", "cargo"] {
+        let name = format!("{part}-1.2.3-{TARGET}");
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut add = |path: String, text: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o755);
+            tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+        };
+        add(format!("{name}/install.sh"), "installs");
+        for (_, folder, path, text) in tree(std).iter().filter(|(of, ..)| *of == part) {
+            add(format!("{name}/{folder}/{path}"), text);
+        }
+        let plain = place.path().join(&name);
+        fs::write(&plain, tar.into_inner().unwrap()).unwrap();
+        Tool::new("xz")
+            .arg(&plain)
+            .inherit(&["PATH"])
+            .run()
+            .expect("install xz-utils");
+        let packed = fs::read(plain.with_file_name(format!("{name}.xz"))).unwrap();
+        archives.insert(format!("/dist/{name}.tar.xz"), packed);
+    }
+    let server = serve(move |path, _, _| match archives.get(path) {
+        Some(bytes) => (200, Vec::new(), bytes.clone()),
+        None => (404, Vec::new(), Vec::new()),
+    });
+    LockedToolchain {
+        name: "rust".into(),
+        version: "1.2.3".into(),
+        hash: format!("sha256:{digest}"),
+        servers: vec![server],
+    }
+}
+
+/// Builds a program with the compiler `rust`, as far as that goes without a C compiler in the lock.
+fn build_with_rust(bench: &Bench, rust: LockedToolchain, store: &Store) -> anyhow::Error {
+    let text = RELEASE.replace("[release]", "[cargo]")
+        + "workspace = \".\"\npackage = \"p\"\ninputs = [\"src\"]\n\
+           [[cargo.binary]]\nname = \"p\"\npath = \"/p\"\n";
+    let package = "[package]\nname = \"p\"\nversion = \"1.0.0\"\n";
+    let locked = "version = 4\n[[package]]\nname = \"p\"\nversion = \"1.0.0\"\n";
+    bench.write(
+        "p",
+        &[
+            ("component.toml", &text),
+            ("Cargo.toml", package),
+            ("Cargo.lock", locked),
+            ("src/main.rs", "fn main() {}"),
+        ],
+    );
+    let component = bench.load("p");
     let lock = Lock {
-        toolchain: vec![pin],
+        toolchain: vec![rust],
         ..bench.lock(&component)
     };
-    let access = Network::Offline.into();
-    let built = components::build(&[component], &lock, &bench.store(), &access, &Progress::silent()).unwrap();
-    let program = &built[0].images[0].files[0];
-    assert!(
-        built[0].files.is_empty(),
-        "the program belongs into its container image only"
-    );
-    assert!(program.size < 10_000, "{} bytes", program.size);
-    assert_ne!(
-        fs::metadata(&program.source).unwrap().permissions().mode() & 0o111,
-        0
-    );
-    let mut child = Tool::new(&program.source).into_command().spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-    Tool::new("/bin/kill")
-        .args(["-TERM", &child.id().to_string()])
-        .run()
-        .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let (access, progress) = (bench.access(), Progress::silent());
+    components::unlocked(&component, &lock, &Bench::means(store, &access, &progress)).unwrap_err()
+}
+
+#[test]
+fn a_rust_compiler_that_the_host_lacks_is_fetched_and_only_what_compiles_is_kept() {
+    let bench = Bench::new();
+    let store = Store::open(&bench.path("own")).unwrap();
+    let error = build_with_rust(&bench, rust_releases("std", "std"), &store);
+    // It got as far as the next compiler.
+    assert_eq!(exit_code(&error), ExitCode::Lock, "{error:#}");
+    let kept = fs::read_dir(bench.path("own/artifacts/toolchain")).unwrap();
+    let folder = kept.map(|entry| entry.unwrap().path()).next().unwrap();
+    assert_eq!(fs::read(folder.join("bin/rustc")).unwrap(), b"compiles");
+    assert!(folder.join("bin/cargo").is_file() && !folder.join("bin/rustdoc").exists());
+}
+
+#[test]
+fn a_rust_compiler_with_other_bytes_is_a_mismatch_and_is_not_kept() {
+    let bench = Bench::new();
+    let store = Store::open(&bench.path("own")).unwrap();
+    let error = build_with_rust(&bench, rust_releases("another std", "std"), &store);
+    assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
+    let kept = bench.path("own/artifacts/toolchain");
+    assert!(!kept.exists() || fs::read_dir(kept).unwrap().next().is_none());
 }

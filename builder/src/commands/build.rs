@@ -39,6 +39,7 @@ pub(super) fn run(arguments: &Build, context: &Context) -> Result<()> {
         access: Access {
             network,
             go_proxy: arguments.go_proxy.clone(),
+            beside: None,
         },
     };
     let manifest = pipeline::build(&order, signer.as_ref(), &store, &context.progress)?;

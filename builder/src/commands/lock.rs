@@ -1,14 +1,18 @@
 //! `kimage lock`.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, print, print_json};
 use crate::archive::{age, suites};
 use crate::cli::Lock as Arguments;
-use crate::definition;
+use crate::components::{self, Access, Means};
+use crate::definition::{self, ImageDefinition};
+use crate::download::Network;
+use crate::inputs;
 use crate::lock::{self, Lock, Pins, changes};
+use crate::store::Store;
 
 /// Resolves and writes the lock; says what moved.
 pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
@@ -19,35 +23,9 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
     let store = context.store()?;
     let old = lock::load(&definition.image)
         .or_else(|error| if arguments.update { Ok(None) } else { Err(error) })?;
-    let now = Timestamp::now();
-    let snapshot = suites::fetch(
-        &definition.image,
-        &context.global.mirror,
-        &store,
-        now,
-        &context.progress,
-    )?;
-    let ages = age::ages(&definition.image, &snapshot, now);
-    for age in &ages {
-        context.progress.line(&age.to_string());
-    }
-    if !arguments.allow_old {
-        age::refuse_frozen(&ages)?;
-    }
-    let pins = match &old {
-        _ if arguments.allow_old => Pins::Newest(None),
-        Some(old) if !arguments.update => Pins::Keep(old),
-        old => Pins::Newest(old.as_ref()),
-    };
-    let toolchains = definition.toolchains.as_ref();
-    let new = lock::resolve(
-        &definition.image,
-        &definition.roles,
-        &definition.components,
-        toolchains,
-        &snapshot,
-        &pins,
-    )?;
+    let mut new = packages(&definition, old.as_ref(), arguments, &store, context)?;
+    let known = old.as_ref().filter(|_| !arguments.rebuild);
+    outputs(&definition, known, &mut new, &store, context)?;
     let moved = old
         .as_ref()
         .map(|old| changes::between(old, &new))
@@ -76,6 +54,84 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// The lock as far as the archive says it. Where only components changed, the old lock's packages stay and no archive is
+/// asked: who has edited a component's sources locks without a network.
+fn packages(
+    definition: &ImageDefinition,
+    old: Option<&Lock>,
+    arguments: &Arguments,
+    store: &Store,
+    context: &Context,
+) -> Result<Lock> {
+    let (image, toolchains) = (&definition.image, definition.toolchains.as_ref());
+    if let Some(old) = old.filter(|_| !arguments.update)
+        && (arguments.rebuild || components::check_fresh(&definition.components, old).is_err())
+        && let Some(kept) = lock::keep(old, image, &definition.roles, &definition.components, toolchains)?
+    {
+        return Ok(kept);
+    }
+    let mirrors = &context.global.mirror;
+    let now = Timestamp::now();
+    let snapshot = suites::fetch(image, mirrors, store, now, &context.progress)?;
+    let ages = age::ages(image, &snapshot, now);
+    for age in &ages {
+        context.progress.line(&age.to_string());
+    }
+    if !arguments.allow_old {
+        age::refuse_frozen(&ages)?;
+    }
+    let pins = match old {
+        _ if arguments.allow_old => Pins::Newest(None),
+        Some(old) if !arguments.update => Pins::Keep(old),
+        old => Pins::Newest(old),
+    };
+    lock::resolve(
+        image,
+        &definition.roles,
+        &definition.components,
+        toolchains,
+        &snapshot,
+        &pins,
+    )
+}
+
+/// Says in the lock what comes out of each component: what `known` says where nothing that goes in has changed, what a
+/// build makes otherwise.
+fn outputs(
+    definition: &ImageDefinition,
+    known: Option<&Lock>,
+    lock: &mut Lock,
+    store: &Store,
+    context: &Context,
+) -> Result<()> {
+    let compilers = inputs::compilers(&definition.image, lock, &context.global.mirror, Network::Online)?;
+    let access = Access::from(Network::Online);
+    let means = Means {
+        store,
+        access: &access,
+        compilers: &compilers,
+        program: None,
+        progress: &context.progress,
+    };
+    for component in &definition.components {
+        let key = components::content_key(component, lock)?;
+        let before = known.and_then(|known| known.component.iter().find(|old| old.name == component.name));
+        let before = before
+            .and_then(|old| old.built.clone())
+            .filter(|built| built.key == key);
+        let built = match before {
+            Some(built) => built,
+            None => components::output(component, lock, &means)?,
+        };
+        let locked = lock
+            .component
+            .iter_mut()
+            .find(|locked| locked.name == component.name);
+        locked.context("a component vanished")?.built = Some(built);
+    }
+    Ok(())
+}
+
 /// A package of the lock and where the store keeps it.
 #[derive(Serialize)]
 struct Listed<'a> {
@@ -87,7 +143,7 @@ struct Listed<'a> {
     blob: std::path::PathBuf,
 }
 
-fn list(definition: &definition::ImageDefinition, arguments: &Arguments, context: &Context) -> Result<()> {
+fn list(definition: &ImageDefinition, arguments: &Arguments, context: &Context) -> Result<()> {
     for role in &arguments.role {
         definition.role(role)?;
     }
@@ -99,6 +155,7 @@ fn list(definition: &definition::ImageDefinition, arguments: &Arguments, context
         &definition.components,
         toolchains,
     )?;
+    components::check_fresh(&definition.components, &lock).with_context(|| lock::stale(&definition.image))?;
     let wanted = |package: &&lock::LockedPackage| {
         package.base
             || arguments.role.is_empty()

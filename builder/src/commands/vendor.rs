@@ -1,24 +1,29 @@
 //! `kimage vendor`.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::Context;
 use crate::cli::Vendor;
-use crate::components::{self, Access};
+use crate::components::{self, Access, Means};
 use crate::definition::{self, Component};
+use crate::digest::Digest;
 use crate::download::vendor::{Summary, import, write};
 use crate::download::{self, Network};
+use crate::inputs;
+use crate::lock::{self, Lock};
 use crate::progress::bytes;
-use crate::{inputs, lock};
 
 pub(super) fn run(arguments: &Vendor, context: &Context) -> Result<()> {
     if arguments.import {
-        let summary = import(
-            &arguments.file,
-            &context.store()?,
-            &components::check_artifact,
-            &context.progress,
-        )?;
+        let store = context.store()?;
+        // Without built components in the file, it need not be run in a workspace.
+        let locks = || workspace_locks(&context.definitions()?);
+        let accept = |kind: &str, key: &Digest, folder: &Path| {
+            components::accept(kind, key, folder, &locks()?, &store)
+        };
+        let summary = import(&arguments.file, &store, &accept, &context.progress)?;
         return tell("imported", arguments, &summary, context);
     }
     let summary = export(arguments, context)?;
@@ -54,9 +59,28 @@ fn export(arguments: &Vendor, context: &Context) -> Result<Summary> {
     };
     let requests = inputs::requests(&definition.image, &lock, &roles, &context.global.mirror, network)?;
     download::fetch(&requests, &store, network, progress)?;
-    components::build(&needed, &lock, &store, &Access::from(network), progress)?;
-    let artifacts = components::artifacts(&needed, &lock, &store)?;
+    let compilers = inputs::compilers(&definition.image, &lock, &context.global.mirror, network)?;
+    let access = Access::from(network);
+    let means = Means {
+        store: &store,
+        access: &access,
+        compilers: &compilers,
+        program: None,
+        progress,
+    };
+    components::build(&needed, &lock, &means)?;
+    let artifacts = components::artifacts(&needed, &lock)?;
     write(&requests, &artifacts, &store, &arguments.file, progress)
+}
+
+/// The locks of all images of the workspace at `root`.
+fn workspace_locks(root: &Path) -> Result<Vec<Lock>> {
+    let mut locks = Vec::new();
+    for name in definition::image_names(root)? {
+        let image = definition::load_image(root, &name)?.image;
+        locks.extend(lock::load(&image)?);
+    }
+    Ok(locks)
 }
 
 fn tell(what: &str, arguments: &Vendor, summary: &Summary, context: &Context) -> Result<()> {

@@ -26,7 +26,8 @@ pub(super) fn run(arguments: &Verify, context: &Context) -> Result<()> {
         return Err(Failure::new(ExitCode::Usage, message).hint(hint).into());
     }
     let (manifest, mut findings) = verify(&arguments.directory, trust)?;
-    let rebuilt = match manifest.filter(|_| arguments.rebuild) {
+    // What is damaged needs no second build to be wrong.
+    let rebuilt = match manifest.filter(|_| arguments.rebuild && findings.conclude().is_ok()) {
         Some(manifest) => rebuild(&arguments.directory, &manifest, context, &mut findings),
         None => Ok(()),
     };
@@ -41,9 +42,14 @@ pub(super) fn run(arguments: &Verify, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Builds again without the caches of trees and blocks: they could hold the very bytes to compare with.
+/// Builds again, components too, in a store that shares with the user's only what proves itself by a digest: everything
+/// else there could be the very bytes to compare with.
 fn rebuild(folder: &Path, manifest: &Manifest, context: &Context, findings: &mut Findings) -> Result<()> {
-    let store = context.store()?;
+    let shared = context.store()?;
+    let scratch = shared.scratch()?;
+    let store = shared
+        .downloads_only(scratch.path())?
+        .with_progress(&context.progress);
     let order = Order {
         workspace: context.definitions()?,
         image: manifest.image.clone(),
@@ -56,6 +62,7 @@ fn rebuild(folder: &Path, manifest: &Manifest, context: &Context, findings: &mut
         access: Access {
             network: Network::Online,
             go_proxy: None,
+            beside: Some(shared.root().to_owned()),
         },
     };
     pipeline::rebuild::compare(&order, folder, manifest, &store, &context.progress, findings)

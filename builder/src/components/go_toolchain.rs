@@ -1,5 +1,5 @@
-//! The pinned Go compiler: the host's when it is exactly that version, otherwise the toolchain module from the Go
-//! proxy, checked against its `h1:` hash and unpacked into the store.
+//! The pinned Go compiler, by the `h1:` hash of its files: taken into the store once, from an installation of this host
+//! that has those files, or else as the toolchain module from the Go proxy.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,83 +9,124 @@ use std::path::{Component as Part, Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use zip::ZipArchive;
 
-use super::{Access, go_proxy, module_hash};
+use super::{Means, TOOLCHAIN, go_proxy, module_hash};
+use crate::definition::component::files_below;
 use crate::digest::{Digest, Hasher};
 use crate::download::{self, Network};
 use crate::failure::{ExitCode, Failure};
 use crate::lock::LockedToolchain;
-use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::remove_tree;
 use crate::tool::Tool;
 
-const ARTIFACT: &str = "toolchain";
-/// Most bytes of the zip (go1.26.8 has 68 MB).
+/// Most bytes of the zip (go1.26.8 has 72 MB).
 const LARGEST_ZIP: u64 = 512 << 20;
+/// What an installation holds and the module does not (`cmd/distpack`).
+const NOT_IN_MODULE: [&str; 4] = ["api", "doc", "misc", "test"];
 
-/// A Go compiler of the pinned version.
-#[derive(Debug, Clone)]
-pub(super) struct GoToolchain {
-    /// The `go` program.
-    pub(super) go: PathBuf,
-}
-
-/// The pinned compiler, fetched where the host has another or none.
-pub(super) fn find(
-    pin: &LockedToolchain,
-    store: &Store,
-    access: &Access,
-    progress: &Progress,
-) -> Result<GoToolchain> {
-    match on_host(&pin.version) {
-        Some(go) => Ok(GoToolchain { go }),
-        None => fetched(pin, store, access, progress).map(|folder| GoToolchain {
-            go: folder.join("bin/go"),
-        }),
-    }
-}
-
-/// The compiler from the proxy, unpacked in the store: the artifact's folder.
-fn fetched(pin: &LockedToolchain, store: &Store, access: &Access, progress: &Progress) -> Result<PathBuf> {
+/// The folder of the pinned compiler in the store: its `GOROOT`.
+///
+/// # Errors
+/// [`ExitCode::Fetch`] when no installation has it and no proxy can be asked, [`ExitCode::Mismatch`] when the proxy has
+/// other bytes.
+pub(super) fn find(pin: &LockedToolchain, means: &Means<'_>) -> Result<PathBuf> {
     let mut key = Hasher::new();
-    key.field(b"go toolchain 1")
+    key.field(b"go toolchain 2")
         .field(pin.version.as_bytes())
         .field(pin.hash.as_bytes());
-    store.artifact_or_build(ARTIFACT, &key.finish(), |folder| {
+    let key = key.finish();
+    means.store.artifact_or_build(TOOLCHAIN, &key, |folder| {
+        for root in means.toolchain_beside(&key)?.into_iter().chain(installation(pin)) {
+            if take(&root, folder, pin)? {
+                return Ok(());
+            }
+        }
         let zip = folder.join("toolchain.zip");
-        download(pin, &zip, access, progress)?;
+        download(pin, &zip, means)?;
         check(&zip, pin)?;
-        unpack(&zip, folder, &prefix(pin))?;
+        unpack(&zip, folder, &prefix(&pin.version))?;
         fs::remove_file(&zip).with_context(|| format!("remove {}", zip.display()))
     })
 }
 
-/// The `go` of `PATH` when it is `version`.
-fn on_host(version: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let go = std::env::split_paths(&path)
-        .map(|folder| folder.join("go"))
-        .find(|go| go.is_file())?;
-    // Without GOTOOLCHAIN=local, `go` would fetch and become another version.
-    let output = Tool::new(&go)
-        .arg("version")
+/// The `GOROOT` of the host's `go`, if it calls itself the pinned version.
+fn installation(pin: &LockedToolchain) -> Option<PathBuf> {
+    let go = Tool::new("go")
+        .args(["env", "GOROOT"])
         .env("GOTOOLCHAIN", "local")
         .env("GOENV", "off")
-        .inherit(&["HOME"])
-        .run();
-    let words = String::from_utf8(output.ok()?).ok()?;
-    let mut words = words.split_whitespace().skip(2);
-    (words.next() == Some(version) && words.next() == Some("linux/amd64")).then_some(go)
+        .inherit(&["PATH", "HOME"]);
+    let root = PathBuf::from(String::from_utf8_lossy(&go.run().ok()?).trim());
+    let version = fs::read_to_string(root.join("VERSION")).ok()?;
+    (version.lines().next() == Some(pin.version.as_str())).then_some(root)
 }
 
-fn module_version(pin: &LockedToolchain) -> String {
-    format!("v0.0.1-{}.linux-amd64", pin.version)
+/// Copies the compiler at `root` to the empty `folder`, if it is the pinned one. What is hashed is what was copied.
+fn take(root: &Path, folder: &Path, pin: &LockedToolchain) -> Result<bool> {
+    if files_hash(root, &pin.version).ok().as_ref() != Some(&pin.hash) {
+        return Ok(false);
+    }
+    for path in module_files(root)? {
+        let (from, to) = (root.join(&path), folder.join(&path));
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
+        }
+        fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
+        set_mode(&to, &path)?;
+    }
+    if files_hash(folder, &pin.version)? == pin.hash {
+        return Ok(true);
+    }
+    // It was changed meanwhile.
+    for entry in fs::read_dir(folder).with_context(|| format!("read folder {}", folder.display()))? {
+        let path = entry?.path();
+        remove_tree(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(false)
 }
 
-fn prefix(pin: &LockedToolchain) -> String {
-    format!("golang.org/toolchain@{}/", module_version(pin))
+/// The `h1:` hash that the module zip of the compiler at `root`, called `version` (`go1.26.8`), has.
+pub fn files_hash(root: &Path, version: &str) -> Result<String> {
+    let mut files = Vec::new();
+    for path in module_files(root)? {
+        let full = root.join(&path);
+        let (digest, _) = Digest::of_file(&full).with_context(|| format!("read {}", full.display()))?;
+        let name = match path.file_name() {
+            Some(name) if name == "go.mod" => path.with_file_name("_go.mod"),
+            _ => path,
+        };
+        let name = name.to_str().context("a file name is not UTF-8")?;
+        files.push((format!("{}{name}", prefix(version)), digest));
+    }
+    module_hash::of_files(files)
 }
 
-fn download(pin: &LockedToolchain, zip: &Path, access: &Access, progress: &Progress) -> Result<()> {
+fn module_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = files_below(root)?;
+    files.retain(|path| {
+        let top = path.components().next();
+        !top.is_some_and(|top| NOT_IN_MODULE.iter().any(|name| top.as_os_str() == *name))
+    });
+    Ok(files)
+}
+
+/// Zips of modules hold no modes.
+fn set_mode(file: &Path, path: &Path) -> Result<()> {
+    let program = path.starts_with("bin") || path.starts_with("pkg/tool");
+    let mode = if program { 0o755 } else { 0o644 };
+    fs::set_permissions(file, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("set the mode of {}", file.display()))
+}
+
+fn module_version(version: &str) -> String {
+    format!("v0.0.1-{version}.linux-amd64")
+}
+
+fn prefix(version: &str) -> String {
+    format!("golang.org/toolchain@{}/", module_version(version))
+}
+
+fn download(pin: &LockedToolchain, zip: &Path, means: &Means<'_>) -> Result<()> {
+    let (access, progress) = (means.access, means.progress);
     let name = format!("Go toolchain {}", pin.version);
     if access.network == Network::Offline {
         let hint =
@@ -94,7 +135,7 @@ fn download(pin: &LockedToolchain, zip: &Path, access: &Access, progress: &Progr
         return Err(Failure::new(ExitCode::Fetch, message).hint(hint).into());
     }
     let value = go_proxy::find(access.go_proxy.as_deref())?;
-    let path = format!("golang.org/toolchain/@v/{}.zip", module_version(pin));
+    let path = format!("golang.org/toolchain/@v/{}.zip", module_version(&pin.version));
     let urls: Vec<download::Address> = go_proxy::base_urls(&value)
         .iter()
         .map(|base| download::Address::from(base.as_str()).below(&path))
@@ -155,23 +196,9 @@ fn unpack(zip: &Path, folder: &Path, prefix: &str) -> Result<()> {
         }
         let mut out = File::create_new(&path).with_context(|| format!("make {}", path.display()))?;
         io::copy(&mut entry, &mut out).with_context(|| format!("unpack {}", path.display()))?;
-        if below.starts_with("bin") || below.starts_with("pkg/tool") {
-            let executable = fs::Permissions::from_mode(0o755);
-            out.set_permissions(executable)
-                .with_context(|| format!("make {} executable", path.display()))?;
-        }
+        set_mode(&path, &below)?;
     }
     Ok(())
-}
-
-/// What identifies the compiler in content keys.
-pub(super) fn identity(pin: &LockedToolchain) -> Digest {
-    let mut hasher = Hasher::new();
-    hasher
-        .field(pin.name.as_bytes())
-        .field(pin.version.as_bytes())
-        .field(pin.hash.as_bytes());
-    hasher.finish()
 }
 
 #[cfg(test)]
@@ -185,6 +212,7 @@ mod tests {
             name: "go".into(),
             version: "go1.99.1".into(),
             hash: hash.into(),
+            servers: Vec::new(),
         }
     }
 
@@ -220,7 +248,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let zip = folder.path().join("t.zip");
         toolchain_zip(&zip, &[(GO, "x"), (MOD, "module std\n")]);
-        unpack(&zip, folder.path(), &prefix(&pin("h1:"))).unwrap();
+        unpack(
+            &zip,
+            folder.path(),
+            "golang.org/toolchain@v0.0.1-go1.99.1.linux-amd64/",
+        )
+        .unwrap();
         let mode = fs::metadata(folder.path().join("bin/go"))
             .unwrap()
             .permissions()
@@ -242,7 +275,12 @@ mod tests {
             let zip = folder.path().join("t.zip");
             toolchain_zip(&zip, &[(name, "x")]);
             assert!(
-                unpack(&zip, folder.path(), &prefix(&pin("h1:"))).is_err(),
+                unpack(
+                    &zip,
+                    folder.path(),
+                    "golang.org/toolchain@v0.0.1-go1.99.1.linux-amd64/"
+                )
+                .is_err(),
                 "{name}"
             );
         }

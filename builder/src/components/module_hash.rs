@@ -57,7 +57,7 @@ pub(super) fn of_zip(path: &Path) -> Result<String> {
 }
 
 /// The `h1:` hash of files by name.
-fn of_files(mut files: Vec<(String, Digest)>) -> Result<String> {
+pub(super) fn of_files(mut files: Vec<(String, Digest)>) -> Result<String> {
     files.sort();
     let mut hasher = Hasher::new();
     for (name, digest) in &files {

@@ -1,127 +1,189 @@
-//! `component.json`: what the files of a built component's folder are. Whoever can write into the store, or into a file
-//! for `kimage vendor --import`, can write one; so it names files of its own folder and nothing else. A path that
-//! leads out of it, or a link in it, would put any file of the host into an image.
+//! What a built component is.
 
-use std::fs::{self, Metadata};
-use std::path::{Component as Part, Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
-use super::{ARTIFACT, BuiltComponent, InstalledFile, RECORD};
-use crate::digest::Digest;
-use crate::failure::{ExitCode, Failure};
+use crate::digest::{Digest, Hasher};
+use crate::store::Store;
 
-/// Larger records are refused, in bytes; Kubernetes' have some 100 KB.
-const LIMIT: u64 = 16 << 20;
-
-/// Writes the record of `built`, whose `source` paths are relative to `folder`.
-pub(super) fn write(built: &BuiltComponent, folder: &Path) -> Result<()> {
-    let file = folder.join(RECORD);
-    let json = serde_json::to_vec_pretty(built).context("write a component's record")?;
-    fs::write(&file, json).with_context(|| format!("write {}", file.display()))
+/// A component, ready for the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltComponent {
+    /// Folder below `images/components`.
+    pub name: String,
+    /// What users call its version (`v1.36.3`).
+    pub version: String,
+    /// SPDX expression of the component's own code.
+    pub licence: String,
+    /// Files of the VM's root filesystem, owned by root.
+    pub files: Vec<InstalledFile>,
+    /// Symbolic links of the VM's root filesystem: absolute path and target as written.
+    pub links: Vec<(String, String)>,
+    /// Container images that the VM carries.
+    pub images: Vec<OciImage>,
+    /// Go modules that are linked into its files, sorted by path.
+    pub go_modules: Vec<GoModule>,
+    /// The compiler, where that is not one of the component's own modules (`rustc 1.95.0 (sha256:59807616e...)`).
+    #[serde(default)]
+    pub compiler: Option<String>,
 }
 
-/// Reads the record in `folder`; its `source` paths then lead to regular files of that folder.
-///
-/// # Errors
-/// [`ExitCode::Mismatch`] when one leads anywhere else.
-pub(super) fn read(folder: &Path) -> Result<BuiltComponent> {
-    let file = folder.join(RECORD);
-    let place = || format!("read {}", file.display());
-    if plain_file(folder, Path::new(RECORD))?.len() > LIMIT {
-        bail!(refuse(folder, RECORD, "is too large"));
-    }
-    let json = fs::read(&file).with_context(place)?;
-    let mut built: BuiltComponent = serde_json::from_slice(&json).with_context(place)?;
-    for source in sources(&mut built) {
-        plain_file(folder, source)?;
-        *source = folder.join(&*source);
-    }
-    Ok(built)
+/// A file and where its bytes are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstalledFile {
+    /// Absolute path in the image.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u16,
+    /// The bytes, in the store.
+    pub source: PathBuf,
+    /// Their number.
+    pub size: u64,
+    /// Their digest.
+    pub digest: Digest,
 }
 
-/// Judges an artifact that comes from elsewhere and now lies in `folder`: a component's, whose record tells the truth
-/// about its files.
-pub fn check_artifact(kind: &str, folder: &Path) -> Result<()> {
-    if kind != ARTIFACT {
-        let message = format!("artifact of kind `{kind}`, which kimage does not take from files");
-        bail!(Failure::new(ExitCode::Mismatch, message));
-    }
-    let built = read(folder)?;
-    let in_images = built.images.iter().flat_map(|image| &image.files);
-    for file in built.files.iter().chain(in_images) {
-        let InstalledFile {
-            path,
-            source,
-            size,
-            digest,
-            ..
-        } = file;
-        let found = Digest::of_file(source).with_context(|| format!("read {}", source.display()))?;
-        if found != (*digest, *size) {
-            let message = format!(
-                "{} {}: {path} has sha256 {} and {} bytes, its record says {digest} and {size}",
-                built.name, built.version, found.0, found.1
-            );
-            bail!(Failure::new(ExitCode::Mismatch, message));
+/// A container image: configuration and content of a root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciImage {
+    /// The name that pods ask for (`registry.k8s.io/coredns/coredns:v1.14.7`).
+    pub reference: String,
+    /// The program and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments that a pod may replace.
+    pub args: Vec<String>,
+    /// `uid` or `uid:gid`; root where absent.
+    pub user: Option<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory; `/` where absent.
+    pub working_directory: Option<String>,
+    /// Content of an image made here, owned by root.
+    pub files: Vec<InstalledFile>,
+    /// Content of an image pulled from a registry, the lowest first.
+    pub layers: Vec<ImageLayer>,
+}
+
+/// A layer of a pulled image: a tar, plain or packed with gzip or zstd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLayer {
+    /// The bytes, in the store.
+    pub source: PathBuf,
+    /// Their digest.
+    pub digest: Digest,
+}
+
+/// A Go module inside a program.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct GoModule {
+    /// Module path.
+    pub path: String,
+    /// Version.
+    pub version: String,
+    /// `h1:` hash of its published content; empty where an overlay changed it.
+    pub sum: String,
+    /// An overlay replaced some of its packages.
+    pub changed: bool,
+    /// SPDX identifier, where its licence file is a well-known one.
+    pub licence: Option<String>,
+}
+
+impl BuiltComponent {
+    /// The digest of everything that it brings: each file's path, mode and bytes, links, images, what the bill of
+    /// materials says of it. Where its bytes lie does not count.
+    pub fn output(&self) -> Result<Digest> {
+        let mut bare = self.clone();
+        for (source, _) in bare.sources_mut() {
+            source.clear();
         }
+        let mut hasher = Hasher::new();
+        hasher.field(b"kimage component output 1");
+        hasher.field(&serde_json::to_vec(&bare).context("write a component's record")?);
+        Ok(hasher.finish())
     }
-    Ok(())
-}
 
-fn sources(built: &mut BuiltComponent) -> impl Iterator<Item = &mut PathBuf> {
-    let in_images = built.images.iter_mut().flat_map(|image| {
-        let files = image.files.iter_mut().map(|file| &mut file.source);
-        files.chain(&mut image.layers)
-    });
-    let files = built.files.iter_mut().map(|file| &mut file.source);
-    files.chain(in_images)
-}
-
-/// What `source` is in `folder`: a regular file, named without any detour.
-fn plain_file(folder: &Path, source: &Path) -> Result<Metadata> {
-    let shown = source.display().to_string();
-    let mut parts = source.components();
-    let (Some(Part::Normal(name)), None) = (parts.next(), parts.next()) else {
-        bail!(refuse(folder, &shown, "leads out of the component's folder"));
-    };
-    match fs::symlink_metadata(folder.join(name)) {
-        Ok(there) if there.is_file() => Ok(there),
-        Ok(_) => bail!(refuse(folder, &shown, "is no regular file")),
-        Err(error) => Err(error).with_context(|| format!("look at {}", folder.join(name).display())),
+    /// The digest of each file by its path; a file of a container image has the image's name before it.
+    pub fn listing(&self) -> BTreeMap<String, Digest> {
+        let files = self.files.iter().map(|file| (file.path.clone(), file.digest));
+        let in_images = self.images.iter().flat_map(|image| {
+            let files = image
+                .files
+                .iter()
+                .map(|file| (format!("{}:{}", image.reference, file.path), file.digest));
+            let layers = image
+                .layers
+                .iter()
+                .enumerate()
+                .map(|(index, layer)| (format!("{}:layer {index}", image.reference), layer.digest));
+            files.chain(layers)
+        });
+        files.chain(in_images).collect()
     }
-}
 
-fn refuse(folder: &Path, source: &str, why: &str) -> Failure {
-    let message = format!(
-        "{}: `{}` {why}",
-        folder.join(RECORD).display(),
-        source.escape_debug()
-    );
-    Failure::new(ExitCode::Mismatch, message).hint(format!(
-        "somebody changed it: remove {} and build again, or get the file for --import from somebody you trust",
-        folder.display()
-    ))
+    /// Its files and those of its container images.
+    pub(super) fn all_files(&self) -> impl Iterator<Item = &InstalledFile> {
+        let in_images = self.images.iter().flat_map(|image| &image.files);
+        self.files.iter().chain(in_images)
+    }
+
+    /// Where its bytes are, and what they hash to.
+    fn sources(&self) -> impl Iterator<Item = (&Path, &Digest)> {
+        let files = self.all_files();
+        let layers = self.images.iter().flat_map(|image| &image.layers);
+        files
+            .map(|file| (file.source.as_path(), &file.digest))
+            .chain(layers.map(|layer| (layer.source.as_path(), &layer.digest)))
+    }
+
+    pub(super) fn sources_mut(&mut self) -> Vec<(&mut PathBuf, Digest)> {
+        let mut found = Vec::new();
+        for file in &mut self.files {
+            found.push((&mut file.source, file.digest));
+        }
+        for image in &mut self.images {
+            for file in &mut image.files {
+                found.push((&mut file.source, file.digest));
+            }
+            for layer in &mut image.layers {
+                found.push((&mut layer.source, layer.digest));
+            }
+        }
+        found
+    }
+
+    /// Makes sure that the bytes are those that the record says.
+    ///
+    /// # Errors
+    /// Names the first file with other bytes.
+    pub(super) fn check_bytes(&self, store: &Store) -> Result<()> {
+        for (source, digest) in self.sources() {
+            if !store.file_is(source, digest)? {
+                bail!("`{}` does not hash to {digest}", source.display());
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::OciImage;
     use super::*;
-    use crate::failure::exit_code;
 
-    fn built(source: &str, content: &[u8]) -> BuiltComponent {
+    fn component() -> BuiltComponent {
         let file = InstalledFile {
-            path: "/usr/bin/tool".to_owned(),
+            path: "/usr/bin/tool".into(),
             mode: 0o755,
-            source: source.into(),
-            size: content.len() as u64,
-            digest: Digest::of(content),
+            source: "0".into(),
+            size: 4,
+            digest: Digest::of(b"tool"),
         };
         BuiltComponent {
-            name: "tool".to_owned(),
-            version: "v1".to_owned(),
-            licence: "MIT".to_owned(),
+            name: "tool".into(),
+            version: "v1".into(),
+            licence: "MIT".into(),
             files: vec![file],
             links: Vec::new(),
             images: Vec::new(),
@@ -130,66 +192,23 @@ mod tests {
         }
     }
 
-    fn image(layer: &str) -> OciImage {
-        OciImage {
-            reference: "x".to_owned(),
-            entrypoint: Vec::new(),
-            args: Vec::new(),
-            user: None,
-            env: Vec::new(),
-            working_directory: None,
-            files: Vec::new(),
-            layers: vec![layer.into()],
-        }
-    }
-
-    fn folder(record: &BuiltComponent) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("0"), b"bytes").unwrap();
-        fs::create_dir(folder.path().join("sub")).unwrap();
-        fs::write(folder.path().join("sub/0"), b"bytes").unwrap();
-        std::os::unix::fs::symlink("/etc/hostname", folder.path().join("link")).unwrap();
-        write(record, folder.path()).unwrap();
-        folder
-    }
-
     #[test]
-    fn what_was_written_is_read_and_judged_good() {
-        let folder = folder(&built("0", b"bytes"));
-        assert_eq!(
-            read(folder.path()).unwrap().files[0].source,
-            folder.path().join("0")
-        );
-        check_artifact(ARTIFACT, folder.path()).unwrap();
-        let error = check_artifact("tree", folder.path()).unwrap_err();
-        assert_eq!(exit_code(&error), ExitCode::Mismatch);
-    }
-
-    #[test]
-    fn sources_that_lead_elsewhere_are_refused_at_every_reading() {
-        for source in ["/etc/hostname", "../0", "./../x", "link", "sub", "sub/0", "", "."] {
-            let mut layered = built("0", b"bytes");
-            layered.images.push(image(source));
-            for record in [built(source, b"bytes"), layered] {
-                let folder = folder(&record);
-                let error = read(folder.path()).unwrap_err();
-                assert_eq!(exit_code(&error), ExitCode::Mismatch, "{source}: {error:#}");
-            }
-        }
-        let folder = folder(&built("0", b"bytes"));
-        let record = folder.path().join(RECORD);
-        fs::rename(&record, folder.path().join("moved")).unwrap();
-        std::os::unix::fs::symlink("moved", &record).unwrap();
-        assert_eq!(exit_code(&read(folder.path()).unwrap_err()), ExitCode::Mismatch);
-    }
-
-    #[test]
-    fn a_record_that_lies_about_its_files_is_refused() {
-        for record in [built("0", b"other"), built("0", b"bytes and more")] {
-            let folder = folder(&record);
-            let error = check_artifact(ARTIFACT, folder.path()).unwrap_err();
-            assert_eq!(exit_code(&error), ExitCode::Mismatch);
-            assert!(error.to_string().contains("/usr/bin/tool"), "{error}");
+    fn the_output_is_what_comes_out_and_not_where_it_lies() {
+        let one = component();
+        let mut other = component();
+        other.files[0].source = "/elsewhere/0".into();
+        assert_eq!(one.output().unwrap(), other.output().unwrap());
+        let changes: [fn(&mut BuiltComponent); 5] = [
+            |built| built.files[0].mode = 0o4755,
+            |built| built.files[0].path.push('2'),
+            |built| built.files[0].digest = Digest::of(b"wolf"),
+            |built| built.links.push(("/a".into(), "b".into())),
+            |built| built.licence.push('x'),
+        ];
+        for change in changes {
+            let mut changed = component();
+            change(&mut changed);
+            assert_ne!(one.output().unwrap(), changed.output().unwrap(), "{changed:?}");
         }
     }
 }

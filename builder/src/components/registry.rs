@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::{Bench, OciImage, Products};
+use super::{ImageLayer, Means, OciImage, Products};
 use crate::definition::component::Registry;
 use crate::digest::Digest;
 use crate::download::Network;
@@ -18,13 +18,13 @@ use crate::failure::{ExitCode, Failure};
 use client::Client;
 
 /// Pulls the image into `folder`.
-pub(super) fn pull(registry: &Registry, bench: &Bench<'_>, folder: &Path) -> Result<Products> {
-    if bench.access.network == Network::Offline {
+pub(super) fn pull(registry: &Registry, means: &Means<'_>, folder: &Path) -> Result<Products> {
+    if means.access.network == Network::Offline {
         let message = format!("image {} is not in the store", registry.reference);
         let hint = "run once online, or unpack a `kimage vendor` file into the store";
         return Err(Failure::new(ExitCode::Fetch, message).hint(hint).into());
     }
-    let task = bench.progress.task(&format!("pull {}", registry.reference), None);
+    let task = means.progress.task(&format!("pull {}", registry.reference), None);
     let mut client = Client::new(registry)?;
     let manifest = client.manifest(&registry.digest)?;
     let config: Config = parse(
@@ -36,7 +36,10 @@ pub(super) fn pull(registry: &Registry, bench: &Bench<'_>, folder: &Path) -> Res
         task.message(&format!("layer {} of {}", index + 1, manifest.layers.len()));
         let file = PathBuf::from(format!("layer-{index}"));
         client.blob(layer, &folder.join(&file), &task)?;
-        layers.push(file);
+        layers.push(ImageLayer {
+            source: file,
+            digest: layer.sha256()?,
+        });
     }
     task.done();
     let run = config.config.unwrap_or_default();

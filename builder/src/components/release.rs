@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use flate2::read::MultiGzDecoder;
 use zip::ZipArchive;
 
-use super::{Bench, Product, Products};
+use super::{Means, Product, Products};
 use crate::definition::Component;
 use crate::definition::component::{Archive, Release};
 use crate::download::{self, Request};
@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 8 << 30;
 pub(super) fn take(
     component: &Component,
     release: &Release,
-    bench: &Bench<'_>,
+    means: &Means<'_>,
     folder: &Path,
 ) -> Result<Products> {
     let urls = std::iter::once(&release.url).chain(&release.mirrors);
@@ -31,8 +31,8 @@ pub(super) fn take(
         digest: release.sha256,
         size: release.size,
     };
-    download::fetch(&[request], bench.store, bench.access.network, bench.progress)?;
-    let blob = bench
+    download::fetch(&[request], means.store, means.access.network, means.progress)?;
+    let blob = means
         .store
         .blob(&release.sha256)?
         .context("the store lost a blob that was just fetched")?;

@@ -36,6 +36,9 @@ pub struct ImageManifest {
     pub archive: Archive,
     /// What is installed in every role.
     pub packages: Packages,
+    /// What compiles components for this base, and is on no machine.
+    #[serde(default)]
+    pub compile: Compile,
     /// The kernel, its command line and its modules.
     pub kernel: Kernel,
     /// System users and groups with fixed ids. A package that makes a user that is not listed fails the build.
@@ -119,6 +122,16 @@ pub struct Packages {
     /// What does not come along, and why.
     #[serde(default, deserialize_with = "field::tables")]
     pub leave_out: Vec<LeaveOut>,
+}
+
+/// The C compiler, linker and C library that components are compiled and linked with: packages of the base's own
+/// archive, so that nothing of the building host gets into the bytes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Compile {
+    /// Names of packages; their dependencies come along (no Recommends, nothing Essential).
+    #[serde(default, deserialize_with = "field::list::<_, field::Package>")]
+    pub install: Vec<String>,
 }
 
 /// Something that packages would bring and the image does without.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use crate::digest::Digest;
 use crate::failure::{ExitCode, Failure};
 
 /// The name of the file, beside the components' folders.
@@ -29,9 +30,14 @@ pub struct Toolchains {
 pub struct Pin {
     /// Go: as `go version` prints it (`go1.26.8`). Rust: the release (`1.95.0`).
     pub version: String,
-    /// Go: the `h1:` hash of the module `golang.org/toolchain` for linux-amd64. Rust: the commit that
-    /// `rustc -vV` prints.
+    /// Of what runs. Go: the `h1:` hash of the module `golang.org/toolchain` for linux-amd64. Rust: `sha256:` and the
+    /// digest of the files of its sysroot that compile something for x86-64 Linux
+    /// ([`crate::components::rust_files_digest`]).
     pub hash: String,
+    /// Rust: base URLs of servers that have its releases (`{server}/dist/rustc-{version}-{target}.tar.xz`).
+    /// `RUSTUP_DIST_SERVER` wins over them.
+    #[serde(default)]
+    pub servers: Vec<String>,
 }
 
 impl Toolchains {
@@ -47,8 +53,13 @@ impl Toolchains {
         let version_number = pins.go.version.strip_prefix("go1.").unwrap_or_default();
         let valid =
             !version_number.is_empty() && version_number.chars().all(|c| c.is_ascii_digit() || c == '.');
-        if pins.schema != 1 || !valid || !pins.go.hash.starts_with("h1:") {
-            let what = "schema must be 1, go.version like `go1.26.8`, go.hash like `h1:...`";
+        let rust = pins
+            .rust
+            .hash
+            .strip_prefix("sha256:")
+            .is_some_and(|hex| hex.parse::<Digest>().is_ok());
+        if pins.schema != 1 || !valid || !rust || !pins.go.hash.starts_with("h1:") {
+            let what = "schema must be 1, go.version like `go1.26.8`, go.hash like `h1:...`, rust.hash like `sha256:...`";
             return Err(Failure::new(ExitCode::Usage, format!("{}: {what}", file.display())).into());
         }
         Ok(pins)

@@ -79,7 +79,11 @@ fn packages(lock: &Lock) -> Table {
 fn components(lock: &Lock) -> Table {
     lock.component
         .iter()
-        .map(|c| (c.name.clone(), (c.version.clone(), c.source.to_string())))
+        .map(|c| {
+            // What it is, or what it is made of where nobody has built it yet.
+            let identity = c.built.as_ref().map_or(c.source, |built| built.output);
+            (c.name.clone(), (c.version.clone(), identity.to_string()))
+        })
         .collect()
 }
 

@@ -8,6 +8,13 @@ use crate::definition::Image;
 
 /// Every difference; none when the lock is fresh.
 pub(super) fn drift(lock: &Lock, wanted: &Wanted, image: &Image) -> Vec<String> {
+    let mut found = archive_drift(lock, wanted, image);
+    found.extend(component_drift(lock, wanted));
+    found
+}
+
+/// What only the archive can answer.
+pub(super) fn archive_drift(lock: &Lock, wanted: &Wanted, image: &Image) -> Vec<String> {
     let mut found = requests(&lock.request, &wanted.requests);
     let suites: Vec<_> = lock
         .suite
@@ -38,6 +45,10 @@ pub(super) fn drift(lock: &Lock, wanted: &Wanted, image: &Image) -> Vec<String> 
             ));
         }
     }
+    found
+}
+
+fn component_drift(lock: &Lock, wanted: &Wanted) -> Vec<String> {
     let locked = lock
         .component
         .iter()
@@ -46,7 +57,7 @@ pub(super) fn drift(lock: &Lock, wanted: &Wanted, image: &Image) -> Vec<String> 
         .components
         .iter()
         .map(|c| (c.name.as_str(), (c.version.as_str(), c.source.to_string())));
-    found.extend(entries("component", &locked.collect(), &now.collect()));
+    let mut found = entries("component", &locked.collect(), &now.collect());
     let locked = lock
         .toolchain
         .iter()
@@ -78,19 +89,21 @@ fn entries(kind: &str, locked: &Entries<'_>, now: &Entries<'_>) -> Vec<String> {
 }
 
 fn requests(locked: &[LockedRequest], now: &[LockedRequest]) -> Vec<String> {
-    let by_role = |requests: &[LockedRequest]| -> BTreeMap<Option<String>, LockedRequest> {
+    let by_role = |requests: &[LockedRequest]| -> BTreeMap<(bool, Option<String>), LockedRequest> {
         requests
             .iter()
-            .map(|request| (request.role.clone(), request.clone()))
+            .map(|request| ((request.compile, request.role.clone()), request.clone()))
             .collect()
     };
     let (locked, now) = (by_role(locked), by_role(now));
     let roles: BTreeSet<_> = locked.keys().chain(now.keys()).collect();
     let mut found = Vec::new();
     for role in roles {
-        let who = role
-            .as_ref()
-            .map_or("image".to_owned(), |role| format!("role {role}"));
+        let who = match role {
+            (true, _) => "compile".to_owned(),
+            (false, Some(role)) => format!("role {role}"),
+            (false, None) => "image".to_owned(),
+        };
         let (Some(old), Some(new)) = (locked.get(role), now.get(role)) else {
             found.push(format!(
                 "{who} is {}",

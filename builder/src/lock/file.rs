@@ -64,6 +64,11 @@ pub fn load_fresh(
     Err(Failure::new(ExitCode::Lock, message).hint(remedy(image)).into())
 }
 
+/// What an error about a part of the lock of `image` begins with.
+pub fn stale(image: &Image) -> String {
+    format!("{} is stale", image.folder.join(FILE_NAME).display())
+}
+
 fn remedy(image: &Image) -> String {
     format!("kimage lock --image {}", image.name)
 }
@@ -107,7 +112,7 @@ fn parse(text: &str) -> Result<Lock, (usize, String)> {
             .path
             .split('/')
             .all(|part| !matches!(part, "" | "." | ".."));
-        if !plain || !package.base && package.roles.is_empty() {
+        if !plain || !package.base && !package.compile && package.roles.is_empty() {
             return Err((
                 1,
                 format!(

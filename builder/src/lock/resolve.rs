@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use jiff::Timestamp;
 
+use super::drift::archive_drift;
 use super::{
     Lock, LockedComponent, LockedDownload, LockedPackage, LockedRequest, LockedSuite, LockedToolchain,
 };
@@ -43,6 +44,15 @@ impl Wanted {
         toolchains: Option<&Toolchains>,
     ) -> Result<Self> {
         let mut requests = vec![request(None, [&image.manifest.packages].into_iter())];
+        let compile: BTreeSet<String> = image.manifest.compile.install.iter().cloned().collect();
+        if !compile.is_empty() {
+            requests.push(LockedRequest {
+                role: None,
+                compile: true,
+                install: compile.into_iter().collect(),
+                leave_out: Vec::new(),
+            });
+        }
         let mut roles: Vec<_> = roles.iter().collect();
         roles.sort_by(|a, b| a.name.cmp(&b.name));
         for role in roles {
@@ -63,6 +73,7 @@ impl Wanted {
                 version,
                 source,
                 download: downloads(component),
+                built: None,
             });
         }
         locked.sort_by(|a, b| a.name.cmp(&b.name));
@@ -71,6 +82,7 @@ impl Wanted {
             name: name.to_owned(),
             version: pin.version.clone(),
             hash: pin.hash.clone(),
+            servers: pin.servers.clone(),
         };
         let pins = toolchains.map(|pins| vec![pin("go", &pins.go), pin("rust", &pins.rust)]);
         Ok(Self {
@@ -95,6 +107,7 @@ fn request<'a>(
         .collect();
     LockedRequest {
         role: role.map(str::to_owned),
+        compile: false,
         install: install.into_iter().collect(),
         leave_out: leave_out.into_iter().collect(),
     }
@@ -173,6 +186,26 @@ pub fn resolve(
     })
 }
 
+/// The lock `old` with the components and compilers that the definitions ask for now, if all that they ask of the archive
+/// is what it answers already: then no archive need be asked. What comes out of the components is left open.
+pub fn keep(
+    old: &Lock,
+    image: &Image,
+    roles: &[Role],
+    components: &[Component],
+    toolchains: Option<&Toolchains>,
+) -> Result<Option<Lock>> {
+    let wanted = Wanted::new(image, roles, components, toolchains)?;
+    if !archive_drift(old, &wanted, image).is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Lock {
+        component: wanted.components,
+        toolchain: wanted.toolchains,
+        ..old.clone()
+    }))
+}
+
 /// A mirror that shows an older state than the last lock saw is behind, or somebody hides security updates.
 fn refuse_older(snapshot: &Snapshot, previous: &Lock) -> Result<()> {
     for state in &snapshot.suites {
@@ -202,9 +235,19 @@ struct Chosen {
     package: Arc<Package>,
     base: bool,
     roles: Vec<String>,
+    compile: bool,
 }
 
 impl Chosen {
+    fn new(package: Arc<Package>) -> Self {
+        Self {
+            package,
+            base: false,
+            roles: Vec::new(),
+            compile: false,
+        }
+    }
+
     fn locked(self, snapshot: &Snapshot) -> LockedPackage {
         LockedPackage {
             name: self.package.name.clone(),
@@ -221,11 +264,13 @@ impl Chosen {
             sha256: self.package.sha256,
             base: self.base,
             roles: self.roles,
+            compile: self.compile,
         }
     }
 }
 
-/// Solves for the base, then for each role with the whole base required, so that roles only ever add to it.
+/// Solves for the base, then for each role with the whole base required, so that roles only ever add to it, and for
+/// what compiles components by itself. There is one version of each package, so those agree where they meet.
 fn choose(universe: &Universe, requests: &[LockedRequest]) -> Result<BTreeMap<String, Chosen>> {
     let mut chosen: BTreeMap<String, Chosen> = BTreeMap::new();
     let mut base: BTreeSet<String> = BTreeSet::new();
@@ -233,54 +278,38 @@ fn choose(universe: &Universe, requests: &[LockedRequest]) -> Result<BTreeMap<St
     for request in requests {
         let mut install: BTreeSet<String> = request.install.iter().cloned().collect();
         let mut left_out: BTreeSet<String> = request.leave_out.iter().cloned().collect();
-        left_out.extend(base_left_out.iter().cloned());
-        if request.role.is_some() {
-            install.extend(base.iter().cloned());
-        } else {
-            install.extend(
-                universe
-                    .essential()
-                    .filter(|name| !left_out.contains(*name))
-                    .map(str::to_owned),
-            );
-            base_left_out.clone_from(&left_out);
-        }
-        let who = request
-            .role
-            .as_ref()
-            .map_or("base".to_owned(), |role| format!("role {role}"));
-        let found = solve(
-            universe,
-            &Problems {
-                install: &install,
-                left_out: &left_out,
-            },
-        )
-        .context(who)?;
-        match &request.role {
-            None => {
-                base = found.iter().map(|package| package.name.clone()).collect();
-                chosen.extend(found.into_iter().map(|package| {
-                    (
-                        package.name.clone(),
-                        Chosen {
-                            package,
-                            base: true,
-                            roles: Vec::new(),
-                        },
-                    )
-                }));
-            }
+        let who = match &request.role {
+            _ if request.compile => "compile".to_owned(),
             Some(role) => {
-                for package in found.into_iter().filter(|package| !base.contains(&package.name)) {
-                    let name = package.name.clone();
-                    let entry = chosen.entry(name).or_insert(Chosen {
-                        package,
-                        base: false,
-                        roles: Vec::new(),
-                    });
-                    entry.roles.push(role.clone());
-                }
+                left_out.extend(base_left_out.iter().cloned());
+                install.extend(base.iter().cloned());
+                format!("role {role}")
+            }
+            None => {
+                let essential = universe.essential().filter(|name| !left_out.contains(*name));
+                install.extend(essential.map(str::to_owned));
+                base_left_out.clone_from(&left_out);
+                "base".to_owned()
+            }
+        };
+        let problems = Problems {
+            install: &install,
+            left_out: &left_out,
+        };
+        let found = solve(universe, &problems).context(who)?;
+        if request.role.is_none() && !request.compile {
+            base = found.iter().map(|package| package.name.clone()).collect();
+        }
+        for package in found {
+            let inherited = request.role.is_some() && base.contains(&package.name);
+            let entry = chosen
+                .entry(package.name.clone())
+                .or_insert_with(|| Chosen::new(package));
+            match &request.role {
+                _ if request.compile => entry.compile = true,
+                Some(role) if !inherited => entry.roles.push(role.clone()),
+                Some(_) => {}
+                None => entry.base = true,
             }
         }
     }

@@ -38,7 +38,6 @@ impl Key {
         definition: &Definition,
         lock: &Lock,
         identity: &Identity,
-        store: &Store,
     ) -> Result<Self> {
         let mut hasher = Hasher::new();
         let program = std::env::current_exe().context("find this program")?;
@@ -54,7 +53,7 @@ impl Key {
         for component in &definition.components {
             hasher.field(component.name.as_bytes());
             hasher.field(format!("{:?}", component.manifest).as_bytes());
-            hasher.field(components::content_key(component, lock, store)?.as_bytes());
+            hasher.field(components::content_key(component, lock)?.as_bytes());
         }
         for part in [
             &identity.platform_key,

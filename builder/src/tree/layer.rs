@@ -156,7 +156,7 @@ pub fn build_base(
     progress: &Progress,
 ) -> Result<Timing> {
     let root = make_root(folder)?;
-    let opened = open(recipe)?;
+    let opened = open(&recipe.inputs)?;
     let packages = &opened.packages;
     let unpacked = unpack_all(&root, recipe, &opened, None, workshop, progress)?;
     let accounts = users::seed(&root, recipe.users, recipe.groups)?;
@@ -199,7 +199,7 @@ pub fn build_role(
     let root = make_root(folder)?;
     let work = folder.join("work");
     DirBuilder::new().mode(0o700).create(&work)?;
-    let opened = open(recipe)?;
+    let opened = open(&recipe.inputs)?;
     let packages = &opened.packages;
     let mut tree = Tree::new(recipe.epoch);
     base.apply(&mut tree)?;
@@ -276,9 +276,9 @@ fn make_root(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The packages of a layer in the order in which they are configured.
-struct Opened {
-    debs: Vec<Deb>,
-    packages: Vec<Package>,
+pub(super) struct Opened {
+    pub(super) debs: Vec<Deb>,
+    pub(super) packages: Vec<Package>,
     /// How many of them are configured before the others.
     first_round: usize,
 }
@@ -291,9 +291,9 @@ impl Opened {
 }
 
 /// Opens the .debs and puts them in the order in which they are configured.
-fn open(recipe: &Recipe<'_>) -> Result<Opened> {
+pub(super) fn open(inputs: &[Input]) -> Result<Opened> {
     let mut opened = Vec::new();
-    for input in &recipe.inputs {
+    for input in inputs {
         let deb = Deb::open(&input.path).with_context(|| format!("package {}", input.name))?;
         let package = Package::of(&deb).with_context(|| format!("package {}", input.name))?;
         let found = (&package.name, &package.version, &package.architecture);

@@ -199,7 +199,7 @@ pub(crate) fn vendor_file(data: &[u8]) -> bool {
     let imported = vendor::import(
         &MemoryFile::new(&bytes).path(),
         &store,
-        &|_, _| Ok(()),
+        &|_, _, _| Ok(()),
         &Progress::silent(),
     );
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -14,8 +14,8 @@ use crate::failure::{ExitCode, Failure};
 use crate::progress::Progress;
 use crate::store::Store;
 
-/// What judges an artifact before the store has it: by its kind, and the folder that holds its files now.
-pub type Judge<'a> = &'a dyn Fn(&str, &Path) -> Result<()>;
+/// What judges an artifact before the store has it: by its kind and key, and the folder that holds its files now.
+pub type Judge<'a> = &'a dyn Fn(&str, &Digest, &Path) -> Result<()>;
 
 /// Takes all that the vendor file `file` holds into `store`, checking every digest; what `judge` refuses stays out.
 /// What came in before an error was checked and stays.
@@ -90,7 +90,7 @@ fn unpack(
                 }
             }
         }
-        judge(&artifact.kind, folder)
+        judge(&artifact.kind, &artifact.key, folder)
     })?;
     if !unpacked {
         for item in &artifact.items {

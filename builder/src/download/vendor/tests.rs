@@ -72,7 +72,7 @@ fn vendored() -> (Site, Vec<Request>, (String, Digest), PathBuf) {
 fn what_was_vendored_is_there_without_a_network() {
     let (_source, requests, (kind, key), file) = vendored();
     let target = site();
-    let summary = import(&file, &target.store, &|_, _| Ok(()), &silent()).unwrap();
+    let summary = import(&file, &target.store, &|_, _, _| Ok(()), &silent()).unwrap();
     assert_eq!((summary.blobs, summary.artifacts), (2, 1));
     assert_eq!((summary.digest, summary.size), Digest::of_file(&file).unwrap());
     fetch(&requests, &target.store, Network::Offline, &silent()).unwrap();
@@ -87,14 +87,14 @@ fn what_was_vendored_is_there_without_a_network() {
         fs::metadata(module.join("run")).unwrap().permissions().mode() & 0o777,
         0o755
     );
-    import(&file, &target.store, &|_, _| Ok(()), &silent()).expect("a second import changes nothing");
+    import(&file, &target.store, &|_, _, _| Ok(()), &silent()).expect("a second import changes nothing");
 }
 
 #[test]
 fn what_the_judge_refuses_and_what_holds_a_link_stays_out() {
     let (source, _, (kind, key), file) = vendored();
     let target = site();
-    let judge = |found: &str, folder: &Path| {
+    let judge = |found: &str, _: &Digest, folder: &Path| {
         assert_eq!(found, kind);
         assert!(folder.join("example.org").is_dir(), "it is judged where it lies");
         anyhow::bail!("forged")
@@ -160,7 +160,7 @@ fn damage_anywhere_is_found_or_harmless() {
         damaged[position(needle)] ^= 1;
         let path = target.folder.path().join("damaged.tar");
         fs::write(&path, &damaged).unwrap();
-        let error = import(&path, &target.store, &|_, _| Ok(()), &silent()).unwrap_err();
+        let error = import(&path, &target.store, &|_, _, _| Ok(()), &silent()).unwrap_err();
         assert_eq!(exit_code(&error), ExitCode::Mismatch, "{error:#}");
         assert_eq!(target.store.artifact("go-modules", &Digest::of(b"go.sum")), None);
     }
@@ -171,7 +171,7 @@ fn damage_anywhere_is_found_or_harmless() {
         damaged[offset] ^= 0x40;
         let path = target.folder.path().join("damaged.tar");
         fs::write(&path, &damaged).unwrap();
-        let _ = import(&path, &target.store, &|_, _| Ok(()), &silent());
+        let _ = import(&path, &target.store, &|_, _, _| Ok(()), &silent());
         for request in &requests {
             let blob = crate::store::Store::examine(&target.store, &request.digest).unwrap();
             assert!(
@@ -193,7 +193,7 @@ fn a_cut_file_is_an_error() {
         let path = target.folder.path().join("cut.tar");
         fs::write(&path, &bytes[..length]).unwrap();
         assert!(
-            import(&path, &target.store, &|_, _| Ok(()), &silent()).is_err(),
+            import(&path, &target.store, &|_, _, _| Ok(()), &silent()).is_err(),
             "{length}"
         );
     }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-use super::assemble::Baked;
-use super::containerd::{self, Config, Image};
-use super::value::{Content, Entry, TreePath};
-use crate::components::{BuiltComponent, InstalledFile, OciImage};
+use super::{BuiltComponent, InstalledFile, OciImage};
 use crate::definition::Component;
+use crate::tree::containerd::{self, Config, Image};
+use crate::tree::{Baked, Content, Entry, TreePath};
 
 /// What the components of a definition, built, put into the tree. `epoch` is the time that the container store
 /// carries, seconds since 1970.
