@@ -2,14 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use kimage_builder::components::{self, Access, BuiltComponent};
+use kimage_builder::components::{self, Access, BuiltComponent, Means};
 use kimage_builder::definition::{self, Component};
 use kimage_builder::download::Network;
+use kimage_builder::inputs;
 use kimage_builder::lock::{self, LockedComponent};
 use kimage_builder::progress::Progress;
 use kimage_builder::store::Store;
 
-use crate::images::workspace;
+use crate::images::{kimage, workspace};
 
 /// A component as the image build makes it, from the store where it is there already. The image's lock need not hold
 /// it: its sources are pinned by its own go.sum.
@@ -25,9 +26,15 @@ pub fn component(name: &str) -> BuiltComponent {
         version: component.manifest.version.clone(),
         source: component.source_digest().unwrap(),
         download: Vec::new(),
+        built: None,
     });
-    let access = Access::from(Network::Online);
-    components::build(&[component], &lock, &store, &access, &Progress::silent())
-        .unwrap()
-        .remove(0)
+    let compilers = inputs::compilers(&image.image, &lock, &[], Network::Online).unwrap();
+    let means = Means {
+        store: &store,
+        access: &Access::from(Network::Online),
+        compilers: &compilers,
+        program: Some(kimage().unwrap()),
+        progress: &Progress::silent(),
+    };
+    components::unlocked(&component, &lock, &means).unwrap()
 }

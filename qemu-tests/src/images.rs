@@ -77,10 +77,15 @@ pub fn release(image: &str, role: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Folders of `store` that hold inputs and components, and no tree. A host whose own Go is the pinned one has fetched no
-/// toolchain.
+/// Folders of `store` that hold inputs, compilers and components, and no tree. A store whose components are all from
+/// a vendor file has no compilers.
 pub fn store_parts(store: &Path) -> impl Iterator<Item = &'static str> {
-    let parts = ["blobs", "artifacts/component", "artifacts/toolchain"];
+    let parts = [
+        "blobs",
+        "artifacts/component",
+        "artifacts/toolchain",
+        "artifacts/compile-root",
+    ];
     parts.into_iter().filter(|part| store.join(part).exists())
 }
 
