@@ -16,6 +16,9 @@ mod labels;
 /// The taint of control planes, as kubeadm sets it.
 pub const CONTROL_PLANE_TAINT: &str = "node-role.kubernetes.io/control-plane:NoSchedule";
 
+/// Where kubeadm has static pods, too.
+const STATIC_PODS: &str = "/etc/kubernetes/manifests";
+
 /// Longest kubelet configuration of a cluster that is read, in bytes: a ConfigMap can't be longer.
 const MAX_CONFIGURATION: usize = 1 << 20;
 
@@ -44,7 +47,7 @@ pub fn cluster_configuration(config: &NodeConfig) -> Value {
         "healthzBindAddress": "127.0.0.1",
         "healthzPort": 10248,
         "rotateCertificates": true,
-        "staticPodPath": "/etc/kubernetes/manifests",
+        "staticPodPath": STATIC_PODS,
 
         "eventRecordQPS": 50,
         "makeIPTablesUtilChains": true,
@@ -110,6 +113,10 @@ fn dictated(machine: &Machine) -> Map<String, Value> {
         "resolvConf": "/run/systemd/resolve/resolv.conf",
         // The kubelet runs what lies there as root: under verity, where nobody can put anything.
         "volumePluginDir": "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
+        // So are static pods. A worker keeps the cluster's word on /var; nothing that was left there may name another
+        // folder or server: /etc is made anew at each boot.
+        "staticPodPath": STATIC_PODS,
+        "staticPodURL": "",
         // The image sets every sysctl that this makes the kubelet check.
         "protectKernelDefaults": true,
     }));
@@ -246,7 +253,8 @@ mod tests {
     #[test]
     fn a_foreign_clusters_values_stay_and_the_images_layout_wins() {
         let foreign = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
-            podPidsLimit: 17\nkubeReserved: {cpu: 1m}\nvolumePluginDir: /usr/libexec/x\nresolvConf: /x\n";
+            podPidsLimit: 17\nkubeReserved: {cpu: 1m}\nvolumePluginDir: /usr/libexec/x\nresolvConf: /x\n\
+            staticPodPath: /var/lib/left\nstaticPodURL: http://left.example/pods\n";
         let cluster = read_cluster_configuration(foreign).unwrap();
         let mut config = control_plane();
         config.role = NodeRole::Worker;
@@ -258,6 +266,8 @@ mod tests {
             "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
         );
         assert_eq!(merged["resolvConf"], "/run/systemd/resolve/resolv.conf");
+        assert_eq!(merged["staticPodPath"], "/etc/kubernetes/manifests");
+        assert_eq!(merged["staticPodURL"], "");
         assert_eq!(merged["providerID"], "aws:///eu-1a/i-0123");
         assert_eq!(merged["systemReserved"]["cpu"], "100m");
         assert_eq!(

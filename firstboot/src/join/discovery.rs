@@ -46,7 +46,7 @@ struct Cluster {
     authority: String,
 }
 
-/// Believes a cluster-info ConfigMap when the token has signed it and one of its authorities has a pinned hash. What is
+/// Believes a cluster-info ConfigMap when the token has signed it and all of its authorities have pinned hashes. What is
 /// wrong tells three mistakes apart: another cluster, a wrong hash, an unknown token.
 pub(super) fn check(object: &Value, token: &Token, hashes: &[String]) -> Result<Discovered, Failure> {
     let data = |key: &str| object.pointer("/data").and_then(|data| data[key].as_str());
