@@ -1,11 +1,11 @@
 //! The image builder. Data flows one way, each module knows only what stands left of it:
 //!
 //! ```text
-//! definition -> lock -> inputs -> components -> tree -> partitions -> sign -> disk -> release
+//! definition -> archive -> lock -> inputs -> tree -> components -> partitions -> sign -> disk -> release
 //! ```
 //!
 //! Beside the flow stand the modules that every stage may use: [`digest`], [`failure`], [`progress`],
-//! [`store`], [`tool`], [`download`], [`qemu`] and [`private`]. Only the [`commands`] see all stages.
+//! [`store`], [`tool`], [`download`], [`qemu`], [`private`] and [`obstacle`]. Only the [`commands`] see all stages.
 //! [`cli`] is what can be said on the command line, [`doctor`] what a host must offer. [`cluster`] stands outside of
 //! the flow: it makes the secrets and documents of a cluster, and knows nothing of images. [`explain`] reads the console
 //! of a machine, [`playground`] runs a cluster of them on this host.
