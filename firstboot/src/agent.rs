@@ -15,6 +15,8 @@ use crate::action::{Member, Worker};
 use crate::approver::Approver;
 use crate::failure::Failure;
 use crate::host::Host;
+use crate::inventory::{self, SeenLists};
+use crate::layout::SEEN_LISTS;
 use crate::plan::is_stacked;
 use crate::role;
 
@@ -90,7 +92,13 @@ fn follow_etcd<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
 fn approve<'a>(shift: &'a Shift<'a>) -> Result<Work<'a>, Failure> {
     let machine = &shift.machine;
     let worker = Worker::new(shift.host, machine);
-    let mut approver = Approver::new(&machine.config, &machine.name, machine.address);
+    let inventory = inventory::open(
+        machine.config.inventory.as_ref(),
+        &machine.config.cluster.name,
+        &machine.instance_id,
+        SeenLists::at(shift.host.path(SEEN_LISTS)),
+    )?;
+    let mut approver = Approver::new(&machine.config, &machine.name, machine.address, inventory);
     Ok(Box::new(move || {
         let api = worker.own_api()?;
         let began = Instant::now();

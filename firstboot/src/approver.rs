@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use kimage_roles::node_config::NodeConfig;
 use serde_json::json;
 
+use crate::inventory::Inventory;
 use crate::kubernetes::{Api, ApiError, segment};
 
 mod client;
@@ -32,17 +33,19 @@ mod site;
 mod tally;
 mod verdict;
 mod watch;
+mod witness;
 
 pub use der::Asked;
 pub use node_name::NodeName;
 pub use request::{Metadata, Object, Signer, read};
 
 use pins::Pin;
-use presence::Watchman;
+use presence::{QUIET, Watchman};
 use reserved::Reserved;
 use site::Site;
 use tally::Tally;
 use verdict::Verdict;
+use witness::Witness;
 
 /// Where requests are.
 const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
@@ -58,6 +61,7 @@ pub struct Approver {
     reserved: Reserved,
     node: String,
     address: IpAddr,
+    witness: Witness,
     watchman: Watchman,
     /// Requests that are not to be approved now: of each node the newest for each signer, and those that could not be
     /// judged, by their own names.
@@ -91,12 +95,14 @@ impl fmt::Debug for Approver {
 }
 
 impl Approver {
-    /// The approver of the control plane called `node` at `address`, as its platform says.
-    pub fn new(config: &NodeConfig, node: &str, address: IpAddr) -> Self {
+    /// The approver of the control plane called `node` at `address`, as its platform says. `inventory` may say where other
+    /// nodes are.
+    pub fn new(config: &NodeConfig, node: &str, address: IpAddr, inventory: Box<dyn Inventory>) -> Self {
         Self {
             reserved: Reserved::of(config),
             node: node.to_owned(),
             address,
+            witness: Witness::new(inventory),
             watchman: Watchman::default(),
             waiting: BTreeMap::new(),
             tally: Tally::default(),
@@ -193,6 +199,13 @@ impl Approver {
         site: &dyn Site,
         now: Instant,
     ) -> Result<Verdict, ApiError> {
+        if signer == Signer::Serving
+            && request.is_by(NODES)
+            && let Ok(node) = NodeName::of_user(request.user())
+            && let Some(why) = self.witness.bind(&node, site, now)?
+        {
+            return Ok(Verdict::later(&node, QUIET, why));
+        }
         let judge = match signer {
             Signer::Serving => serving::judge,
             Signer::Client => client::judge,

@@ -1,6 +1,8 @@
-//! Who is gone: the word of whoever makes the machines. Members of etcd are removed, and an unfinished formation taken
-//! over, by this word only, and only if it is newer than the machine that it would remove.
+//! Who is gone, and who is where: the word of whoever makes the machines. Members of etcd are removed, and an unfinished
+//! formation taken over, by this word only, and only if it is newer than the machine that it would remove.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -30,6 +32,11 @@ pub struct Claim {
 pub trait Inventory {
     /// What is known of an instance now. An error means that the source can't be asked or believed.
     fn standing(&self, claim: &Claim) -> Result<Standing, Failure>;
+
+    /// All addresses that Nodes have, by their names, where it says so.
+    fn nodes(&self) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Failure> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// No inventory: nothing is known of anybody.
@@ -190,6 +197,14 @@ impl Inventory for Signed {
     fn standing(&self, claim: &Claim) -> Result<Standing, Failure> {
         let list = self.list().map_err(|error| doubt(format!("{error:#}")))?;
         Ok(list.standing(&claim.instance, claim.since))
+    }
+
+    fn nodes(&self) -> Result<BTreeMap<String, BTreeSet<IpAddr>>, Failure> {
+        let list = self.list().map_err(|error| doubt(format!("{error:#}")))?;
+        let nodes = list.nodes().into_iter();
+        Ok(nodes
+            .map(|(node, addresses)| (node.to_owned(), addresses))
+            .collect())
     }
 }
 

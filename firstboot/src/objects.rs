@@ -122,7 +122,7 @@ mod tests {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        let known = ("v1.36.3-kimage.1", "255f2761716514a4");
+        let known = ("v1.36.3-kimage.1", "d56fb12696aecdf6");
         assert_eq!((version::OWN.to_string().as_str(), hex.as_str()), known);
     }
 

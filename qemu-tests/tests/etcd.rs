@@ -395,10 +395,7 @@ fn a_silent_member_outlives_every_list_from_before_it_came() {
     // A complete list of those that exist without the third, which has just come.
     let older: Vec<Instance> = nodes[..2]
         .iter()
-        .map(|node| Instance {
-            id: node.identity.instance.clone(),
-            state: InstanceState::Running,
-        })
+        .map(|node| Instance::new(node.identity.instance.clone(), InstanceState::Running))
         .collect();
     let path = bench.list_path();
     let publish = |sequence: u64, issued_at: u64| {

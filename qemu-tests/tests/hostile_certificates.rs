@@ -7,10 +7,12 @@
     reason = "what these tests need and do not find ends them; what was measured is worth a line"
 )]
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, ensure};
 use kimage_qemu_tests::cluster::machine::Machine;
-use kimage_qemu_tests::cluster::{Cluster, Shape, address};
+use kimage_qemu_tests::cluster::{Cluster, Shape, address, until};
 use kimage_qemu_tests::namespaces::machine::Contained;
 use kimage_qemu_tests::namespaces::network::BENCH;
 use serde_json::{Value, json};
@@ -127,6 +129,38 @@ fn addresses_of_others_are_not_signed(cluster: &Cluster<Contained>, worker: &Req
         message.contains("delete configmap --selector kimage.dev/node=w1"),
         "{message}"
     );
+}
+
+/// Who makes machines says where w1 is. A node that asks waits for that word; its own counts for nothing.
+fn the_inventorys_word_lets_a_moved_node_through_and_takes_it_back(
+    cluster: &mut Cluster<Contained>,
+    worker: &Requester,
+) {
+    let (own, moved) = (address("w", 1), Ipv4Addr::new(10, 89, 0, 98));
+    let text = pem("system:node:w1", &["w1", &moved.to_string()]);
+    worker.serving(cluster, "a-moved", &text).unwrap();
+    an_honest_kubelet_is_served(cluster, worker, "z-before-the-word");
+    none_is_approved(cluster, &["a-moved".to_owned()]);
+    cluster
+        .publish_place("w1", vec![own.into(), moved.into()])
+        .unwrap();
+    worker.serving(cluster, "z-moved", &text).unwrap();
+    requester::wait_until_signed(cluster, "z-moved", SOON).unwrap();
+    cluster.publish_place("w1", vec![own.into()]).unwrap();
+    let pin = format!("/api/v1/namespaces/kube-system/configmaps/kimage-address.{moved}");
+    let mut number = 0;
+    until(SOON, "the address is w1's no more", || {
+        // The approver's list may be some seconds old, and is looked at when somebody asks.
+        number += 1;
+        worker.serving(cluster, &format!("a-moved-{number}"), &text)?;
+        let pin = cluster.get(&pin)?.context("no pin")?;
+        ensure!(pin["data"]["node"] == "", "{}", pin["data"]);
+        Ok(())
+    })
+    .unwrap();
+    worker.serving(cluster, "a-moved-back", &text).unwrap();
+    an_honest_kubelet_is_served(cluster, worker, "z-after-the-word");
+    none_is_approved(cluster, &["a-moved-back".to_owned()]);
 }
 
 /// Names of users that would lead to other paths.
@@ -247,6 +281,12 @@ fn a_stolen_worker_or_token_makes_nobody_else_of_itself_and_hinders_nobody() {
         failed.extend(tried.err().map(|_| what));
         requester::clear(&cluster).unwrap();
     }
+    cluster.say("the inventory");
+    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        the_inventorys_word_lets_a_moved_node_through_and_takes_it_back(&mut cluster, &worker);
+    }));
+    failed.extend(tried.err().map(|_| "the inventory"));
+    requester::clear(&cluster).unwrap();
     cluster.say("a token");
     let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         a_token_makes_new_nodes_only(&cluster)

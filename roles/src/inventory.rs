@@ -6,8 +6,9 @@
 //! `signature` is Ed25519 (RFC 8032) over [`CONTEXT`] followed by the bytes that `list` stands for, so
 //! `openssl pkeyutl -sign -rawin` can make it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
@@ -17,6 +18,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
+use crate::node_config::is_dns_name;
 use crate::pem;
 use crate::secret::Secret;
 
@@ -66,6 +68,34 @@ pub struct Instance {
     pub id: String,
     /// What the platform says about it.
     pub state: InstanceState,
+    /// The name of its Node, if the list says where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// With `node`: all addresses that this Node's certificates may have. No other instance has one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Instance {
+    /// An instance of which the list doesn't say where it is.
+    pub fn new(id: impl Into<String>, state: InstanceState) -> Self {
+        Self {
+            id: id.into(),
+            state,
+            node: None,
+            addresses: Vec::new(),
+        }
+    }
+
+    /// The same one, called `node` and at `addresses`.
+    #[must_use]
+    pub fn at(self, node: impl Into<String>, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            node: Some(node.into()),
+            addresses,
+            ..self
+        }
+    }
 }
 
 /// What the platform says about an instance.
@@ -210,6 +240,22 @@ impl InstanceList {
         }
     }
 
+    /// Addresses of the Nodes of instances that exist, where the list says them.
+    pub fn nodes(&self) -> BTreeMap<&str, BTreeSet<IpAddr>> {
+        let running = self
+            .instances
+            .iter()
+            .filter(|instance| instance.state == InstanceState::Running);
+        running
+            .filter_map(|instance| {
+                Some((
+                    instance.node.as_deref()?,
+                    instance.addresses.iter().copied().collect(),
+                ))
+            })
+            .collect()
+    }
+
     /// Which edition it is.
     pub fn edition(&self) -> Edition {
         Edition {
@@ -264,6 +310,7 @@ impl InstanceList {
                 "an instance without an id of its own".to_owned(),
             ));
         }
+        self.check_addresses()?;
         let validity = self
             .expires_at
             .checked_sub(self.issued_at)
@@ -275,6 +322,36 @@ impl InstanceList {
             Some(seconds) if seconds > MAX_VALIDITY.as_secs() => Err(InventoryError::Validity),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Names of Nodes and addresses that exist are of one instance each.
+    fn check_addresses(&self) -> Result<(), InventoryError> {
+        let malformed = |problem: String| Err(InventoryError::Malformed(problem));
+        let (mut nodes, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        for instance in &self.instances {
+            if instance.node.is_some() == instance.addresses.is_empty() {
+                let id = &instance.id;
+                return malformed(format!(
+                    "instance {id} has `node` or `addresses` without the other"
+                ));
+            }
+            if instance.state != InstanceState::Running {
+                continue;
+            }
+            if let Some(node) = instance.node.as_deref()
+                && (!is_dns_name(node) || !nodes.insert(node))
+            {
+                return malformed(format!("`{node}` is no name of a Node, or of two"));
+            }
+            if let Some(address) = instance
+                .addresses
+                .iter()
+                .find(|address| !addresses.insert(**address))
+            {
+                return malformed(format!("{address} is there twice"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a list that its signer signed is believed: it is of this cluster, of now, and not behind what was seen.

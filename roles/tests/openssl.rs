@@ -383,10 +383,7 @@ fn a_list_signed_by_openssl_is_believed() {
         issued_at: 1_795_000_000,
         expires_at: 1_795_003_600,
         complete: true,
-        instances: vec![Instance {
-            id: "i-1".to_owned(),
-            state: InstanceState::Running,
-        }],
+        instances: vec![Instance::new("i-1".to_owned(), InstanceState::Running)],
     };
     let json = serde_json::to_vec(&list).unwrap();
     fs::write(

@@ -7,6 +7,7 @@
 //! - its Node is gone, or silent ([`super::presence`]), and a node asks for it that has no address yet;
 //! - a machine takes the name of a node anew by a bootstrap token (which could as well have made a new node);
 //! - a control plane says that it has the address: only its own agent, with the cluster's keys, writes that;
+//! - the inventory says that another node has the address, or that its node has others ([`super::witness`]);
 //! - a person deletes the ConfigMaps.
 //!
 //! Who makes machines and knows their addresses beforehand writes these objects before they join: then they are never

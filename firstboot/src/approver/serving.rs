@@ -1,6 +1,6 @@
 //! Certificates that kubelets serve with. A node may have its own name and addresses in one, and an address is its own
-//! when somebody else than the node is a witness: the binding of its first certificate ([`super::pins`]), or a control
-//! plane's own agent.
+//! when somebody else than the node is a witness: the inventory ([`super::witness`]), the binding of its first certificate
+//! ([`super::pins`]), or a control plane's own agent.
 //!
 //! The first time there is no witness but this: nobody else has the address, nobody else says that it has it, and it is
 //! none of those that make somebody the API, a Service or a pod ([`Reserved`]). Whoever can do that holds a bootstrap token
@@ -110,8 +110,8 @@ fn read(request: &Object, reserved: &Reserved) -> Result<(NodeName, BTreeSet<IpA
 fn changed(site: &dyn Site, name: &NodeName, bound: &[Pin], strange: &[IpAddr]) -> Result<Verdict, ApiError> {
     let bound: Vec<IpAddr> = bound.iter().map(|pin| pin.address).collect();
     let why = format!(
-        "Node {name} has addresses {bound:?} and asks for a certificate for {strange:?}; if its machine has moved, let it \
-         through: {}",
+        "Node {name} has addresses {bound:?} and asks for a certificate for {strange:?}; if its machine has moved, let the \
+         inventory say so, or let it through: {}",
         Pin::remedy(name)
     );
     site.tell(name, "AddressRefused", &why)?;

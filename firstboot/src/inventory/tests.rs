@@ -36,10 +36,7 @@ impl Machine {
 
     /// A complete list of `b`, issued so many seconds ago.
     fn publish(&self, cluster: &str, sequence: u64, age: u64) {
-        let instance = |id: &str, state| Instance {
-            id: id.to_owned(),
-            state,
-        };
+        let instance = |id: &str, state| Instance::new(id.to_owned(), state);
         let list = InstanceList {
             cluster: cluster.to_owned(),
             sequence,

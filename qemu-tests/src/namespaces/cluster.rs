@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,12 @@ impl Cluster<Contained> {
         let mut blueprint = self.take(name)?.into_blueprint();
         blueprint.special.disks = vec![("/var/lib/etcd", 256, 900)];
         self.add_machine(blueprint)
+    }
+
+    /// The inventory says from now on that the Node called `name` has `addresses`.
+    pub fn publish_place(&mut self, name: &str, addresses: Vec<IpAddr>) -> Result<()> {
+        self.instances.place(name, addresses);
+        self.publish()
     }
 
     /// Destroys the machine called `name` for good, tells the inventory, and starts another one of the same role, called

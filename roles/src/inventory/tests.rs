@@ -8,10 +8,7 @@ thread_local! {
 }
 
 fn list() -> InstanceList {
-    let instance = |id: &str, state| Instance {
-        id: id.to_owned(),
-        state,
-    };
+    let instance = Instance::new;
     InstanceList {
         cluster: "prod".to_owned(),
         sequence: 7,
@@ -211,4 +208,43 @@ proptest! {
         let refused = read(document.as_bytes(), &public, None, NOW);
         prop_assert!(matches!(refused, Err(InventoryError::Malformed(_))));
     }
+}
+
+#[test]
+fn a_list_says_where_nodes_are_and_gives_no_name_or_address_to_two() {
+    let at = |id: &str, node: &str, address: &str| {
+        Instance::new(id, InstanceState::Running).at(node, vec![address.parse().unwrap()])
+    };
+    let mut list = list();
+    list.instances.push(at("i-3", "w1", "10.0.0.7"));
+    let gone = Instance::new("i-0", InstanceState::Terminated).at("w1", vec!["10.0.0.7".parse().unwrap()]);
+    list.instances.push(gone);
+    list.check().unwrap();
+    let nodes = list.nodes();
+    assert_eq!(nodes.len(), 1);
+    assert_eq!(nodes["w1"], BTreeSet::from(["10.0.0.7".parse().unwrap()]));
+    for wrong in [
+        at("i-4", "w2", "10.0.0.7"),
+        at("i-4", "w1", "10.0.0.8"),
+        at("i-4", "../w2", "10.0.0.8"),
+        Instance::new("i-4", InstanceState::Running).at("w2", Vec::new()),
+        Instance {
+            node: None,
+            ..at("i-4", "w2", "10.0.0.8")
+        },
+    ] {
+        let mut list = list.clone();
+        list.instances.push(wrong.clone());
+        assert!(
+            matches!(list.check(), Err(InventoryError::Malformed(_))),
+            "{wrong:?}"
+        );
+    }
+}
+
+/// A list without the newer keys has the bytes that it always had: machines of an older kimage read it.
+#[test]
+fn a_list_that_says_no_addresses_names_no_key_for_them() {
+    let text = serde_json::to_string(&list()).unwrap();
+    assert!(!text.contains("node") && !text.contains("addresses"), "{text}");
 }

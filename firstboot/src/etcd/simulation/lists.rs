@@ -35,10 +35,8 @@ impl Net {
         let known = |machine: &&Machine| {
             machine.exists && machine.named_at <= self.time || !machine.exists && machine.gone_at > self.time
         };
-        let instance = |machine: &Machine| Instance {
-            id: machine.identity.instance.clone(),
-            state: InstanceState::Running,
-        };
+        let instance =
+            |machine: &Machine| Instance::new(machine.identity.instance.clone(), InstanceState::Running);
         let list = InstanceList {
             cluster: CLUSTER.to_owned(),
             sequence: self.lists.len() as u64,
