@@ -19,6 +19,9 @@ pub const CONTROL_PLANE_TAINT: &str = "node-role.kubernetes.io/control-plane:NoS
 /// Where kubeadm has static pods, too.
 const STATIC_PODS: &str = "/etc/kubernetes/manifests";
 
+/// What a cluster may not say: it would have the kubelet run pods that are in no cluster.
+const LEFT_OUT: [&str; 2] = ["staticPodURL", "staticPodURLHeader"];
+
 /// Longest kubelet configuration of a cluster that is read, in bytes: a ConfigMap can't be longer.
 const MAX_CONFIGURATION: usize = 1 << 20;
 
@@ -93,6 +96,9 @@ pub fn configuration(cluster: &Value, config: &NodeConfig, machine: &Machine) ->
     for (key, value) in dictated(machine) {
         merged.insert(key, value);
     }
+    for key in LEFT_OUT {
+        merged.remove(key);
+    }
     for (key, value) in wanting(config.role) {
         merged.entry(key).or_insert(value);
     }
@@ -116,7 +122,6 @@ fn dictated(machine: &Machine) -> Map<String, Value> {
         // So are static pods. A worker keeps the cluster's word on /var; nothing that was left there may name another
         // folder or server: /etc is made anew at each boot.
         "staticPodPath": STATIC_PODS,
-        "staticPodURL": "",
         // The image sets every sysctl that this makes the kubelet check.
         "protectKernelDefaults": true,
     }));
@@ -267,7 +272,7 @@ mod tests {
         );
         assert_eq!(merged["resolvConf"], "/run/systemd/resolve/resolv.conf");
         assert_eq!(merged["staticPodPath"], "/etc/kubernetes/manifests");
-        assert_eq!(merged["staticPodURL"], "");
+        assert_eq!(merged.get("staticPodURL"), None);
         assert_eq!(merged["providerID"], "aws:///eu-1a/i-0123");
         assert_eq!(merged["systemReserved"]["cpu"], "100m");
         assert_eq!(
