@@ -50,13 +50,19 @@ fn find(archive: &Archive, suite: &Suite, given: &[String], apt: &Path) -> Resul
         .filter(|url| last_part(url) == path)
         .cloned()
         .collect();
+    // Paths of this archive's other suites: such a mirror has something else than this one.
+    let others = archive.suites.iter().filter_map(|suite| suite.path.as_deref());
+    let others: Vec<&str> = others
+        .chain([archive.path.as_str()])
+        .filter(|other| *other != path)
+        .collect();
     let sources = apt_sources(apt);
     let candidates = [
         fitting,
         // A mirror whose path does not tell what it mirrors is taken at its user's word.
         given
             .iter()
-            .filter(|url| !last_part(url).starts_with(path))
+            .filter(|url| !others.contains(&last_part(url)))
             .cloned()
             .collect(),
         suite.mirrors.clone(),
@@ -299,13 +305,9 @@ mod tests {
             "http://m.example/debian-security".to_owned(),
         ];
         let of = |path, given: &[String]| {
-            find(
-                &archive(&["http://d.example/debian"]),
-                &suite(path),
-                given,
-                nowhere,
-            )
-            .unwrap()
+            let mut archive = archive(&["http://d.example/debian"]);
+            archive.suites = vec![suite(None), suite(Some("debian-security"))];
+            find(&archive, &suite(path), given, nowhere).unwrap()
         };
         assert_eq!(of(None, &given).urls("x"), ["http://m.example/debian/x"]);
         assert_eq!(
@@ -316,6 +318,14 @@ mod tests {
             of(None, &["http://cache:3142/all".to_owned()]).urls("x"),
             ["http://cache:3142/all/x"]
         );
+        // Its path begins like the archive's, which says nothing.
+        for path in [None, Some("debian-security")] {
+            assert_eq!(
+                of(path, &["http://m.example/debian-mirror".to_owned()]).urls("x"),
+                ["http://m.example/debian-mirror/x"]
+            );
+        }
+        assert_eq!(of(None, &given[1..]).urls("x"), ["http://d.example/debian/x"]);
         assert_eq!(of(None, &[]).urls("x"), ["http://d.example/debian/x"]);
     }
 

@@ -37,10 +37,13 @@ pub(super) fn run(arguments: &Arguments, context: &Context) -> Result<()> {
         let text: String = moved.iter().map(|change| format!("{change}\n")).collect();
         print(text.as_bytes())?;
     }
-    let what = if old.is_some() {
-        format!("{} changes", moved.len())
-    } else {
-        "new".to_owned()
+    let what = match &old {
+        None => "new".to_owned(),
+        // A comment in a component's source: other things go in and the same comes out.
+        Some(old) if moved.is_empty() && *old != new => {
+            "nothing moved, but commit it: sources did".to_owned()
+        }
+        Some(_) => format!("{} changes", moved.len()),
     };
     let counts = format!(
         "{} packages, {} components",

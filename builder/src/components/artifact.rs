@@ -85,7 +85,7 @@ fn refuse(folder: &Path, source: &str, why: &str) -> Failure {
         source.escape_debug()
     );
     Failure::new(ExitCode::Mismatch, message).hint(format!(
-        "somebody changed it: remove {} and build again, or get the file for --import from somebody you trust",
+        "somebody changed it: get the file for --import from somebody you trust, or, in a store, remove {} and build again",
         folder.display()
     ))
 }

@@ -29,7 +29,8 @@ pub fn import(file: &Path, store: &Store, judge: Judge<'_>, progress: &Progress)
         hasher: Hasher::new(),
         task: &task,
     };
-    let index = read_archive(&mut tar::Archive::new(&mut checked), store, judge).with_context(place)?;
+    let read = read_archive(&mut tar::Archive::new(&mut checked), store, judge);
+    let index = read.map_err(damaged).with_context(place)?;
     // The padding behind the last entry belongs to the file's digest.
     io::copy(&mut checked, &mut io::sink()).with_context(place)?;
     let (digest, size) = checked.hasher.finish_with_length();
@@ -42,6 +43,18 @@ pub fn import(file: &Path, store: &Store, judge: Judge<'_>, progress: &Progress)
         size,
         digest,
     })
+}
+
+/// Where nothing else is known of an error but that the file isn't as it should be, that is a mismatch.
+fn damaged(error: anyhow::Error) -> anyhow::Error {
+    let has_cause = error.chain().any(|cause| cause.is::<Failure>());
+    if has_cause {
+        return error;
+    }
+    let hint = "copy the vendor file again, or write it again";
+    Failure::new(ExitCode::Mismatch, format!("{error:#}"))
+        .hint(hint)
+        .into()
 }
 
 fn read_archive(archive: &mut tar::Archive<impl Read>, store: &Store, judge: Judge<'_>) -> Result<Index> {

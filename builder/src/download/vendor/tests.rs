@@ -192,10 +192,14 @@ fn a_cut_file_is_an_error() {
         let target = site();
         let path = target.folder.path().join("cut.tar");
         fs::write(&path, &bytes[..length]).unwrap();
-        assert!(
-            import(&path, &target.store, &|_, _, _| Ok(()), &silent()).is_err(),
-            "{length}"
-        );
+        let error = import(&path, &target.store, &|_, _, _| Ok(()), &silent()).unwrap_err();
+        let expected = if length > 512 {
+            ExitCode::Mismatch
+        } else {
+            exit_code(&error)
+        };
+        assert_eq!(exit_code(&error), expected, "{length}: {error:#}");
+        assert_ne!(exit_code(&error), ExitCode::Failed, "{length}: {error:#}");
     }
 }
 
