@@ -131,7 +131,8 @@ pub fn build(components: &[Component], lock: &Lock, means: &Means<'_>) -> Result
     for component in components {
         let name = || format!("component {}", component.name);
         let expected = locked_output(component, lock).with_context(name)?;
-        built.push(make(component, lock, Some(expected), means).with_context(name)?);
+        let (_, component) = make(component, lock, Some(expected), means).with_context(name)?;
+        built.push(component);
     }
     Ok(built)
 }
@@ -141,7 +142,9 @@ pub fn build(components: &[Component], lock: &Lock, means: &Means<'_>) -> Result
 /// # Errors
 /// Those of [`build`].
 pub fn unlocked(component: &Component, lock: &Lock, means: &Means<'_>) -> Result<BuiltComponent> {
-    make(component, lock, None, means).with_context(|| format!("component {}", component.name))
+    let made = make(component, lock, None, means);
+    made.map(|(_, built)| built)
+        .with_context(|| format!("component {}", component.name))
 }
 
 /// What comes out of a component, for the lock that is about to say it.
@@ -149,9 +152,11 @@ pub fn unlocked(component: &Component, lock: &Lock, means: &Means<'_>) -> Result
 /// # Errors
 /// Those of [`build`].
 pub fn output(component: &Component, lock: &Lock, means: &Means<'_>) -> Result<LockedOutput> {
-    let built = unlocked(component, lock, means)?;
+    // The key of what was built: somebody may have saved another source meanwhile.
+    let made = make(component, lock, None, means);
+    let (key, built) = made.with_context(|| format!("component {}", component.name))?;
     Ok(LockedOutput {
-        key: content_key(component, lock)?,
+        key,
         output: built.output()?,
         files: built.listing(),
     })
@@ -246,13 +251,13 @@ fn locked_output<'a>(component: &Component, lock: &'a Lock) -> Result<&'a Locked
     built.ok_or_else(|| stale("the lock does not say what comes out of it".to_owned()).into())
 }
 
-/// The component from the store, if what is there is right, or made now.
+/// The component from the store, if what is there is right, or made now; and the key of what it was made of.
 fn make(
     component: &Component,
     lock: &Lock,
     expected: Option<&LockedOutput>,
     means: &Means<'_>,
-) -> Result<BuiltComponent> {
+) -> Result<(Digest, BuiltComponent)> {
     check_lock(component, lock)?;
     // Read once: what is built is what the key is made of.
     let sources = match &component.manifest.source {
@@ -272,7 +277,7 @@ fn make(
     };
     let folder = means.store.artifact_or_build(ARTIFACT, &key, build)?;
     match verdict::stored(&folder, expected, means.store) {
-        Ok(built) => Ok(built),
+        Ok(built) => Ok((key, built)),
         Err(error) => {
             // Like a damaged blob: what the store holds is worth nothing, and the build will say what is right.
             let name = &component.name;
@@ -280,7 +285,7 @@ fn make(
                 "the store's {name} is not what it should be ({error:#}): it is built again"
             ));
             let rebuilt = means.store.rebuild(ARTIFACT, &key, build)?;
-            verdict::stored(rebuilt.path(), expected, means.store)
+            Ok((key, verdict::stored(rebuilt.path(), expected, means.store)?))
         }
     }
 }

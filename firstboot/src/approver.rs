@@ -202,7 +202,8 @@ impl Approver {
         if signer == Signer::Serving
             && request.is_by(NODES)
             && let Ok(node) = NodeName::of_user(request.user())
-            && let Some(why) = self.witness.bind(&node, site, now)?
+            && let Ok(asked) = request.asked(signer)
+            && let Some(why) = self.witness.bind(&node, &asked.addresses, site, now)?
         {
             return Ok(Verdict::later(&node, QUIET, why));
         }

@@ -49,6 +49,13 @@ pub(super) fn build(
         .progress
         .task(&format!("build {}", component.name), None);
     let room = Workroom::new(&root, bench.means.store, bench.means.program)?;
+    // Alone from the first source that is written to the last program that is copied: cargo compiles what is newer than
+    // what it compiled last, and another checkout's build between would have it take that one's programs for ours.
+    let cache = target_cache(pin, bench.lock);
+    let _alone = bench
+        .means
+        .store
+        .lock_blob(&Digest::of(cache.as_bytes()), "what cargo compiled before")?;
     let workspace = room.folder("workspace")?;
     sources.write(&workspace)?;
     let needed = crates::fetch(sources, &workspace, &toolchain, bench.means, &task)?;
@@ -60,7 +67,7 @@ pub(super) fn build(
     );
     let home = room.folder("cargo")?;
     std::fs::write(home.join("config.toml"), settings).context("write cargo's configuration")?;
-    let target = bench.means.store.cache(&target_cache(pin, bench.lock))?;
+    let target = bench.means.store.cache(&cache)?;
     let room = room.tools(&toolchain).lend(&target, "target");
     compile(room, cargo, &task)?;
     let built = target.join(TARGET).join(if cargo.profile == "dev" {

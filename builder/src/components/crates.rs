@@ -63,8 +63,10 @@ pub(super) fn fetch(
     let key = sources.manifests_digest()?;
     let folder = means.store.artifact_or_build(NEEDED, &key, |folder| {
         ask_cargo(workspace, toolchain, network, task)?;
-        std::fs::copy(workspace.join(LOCK), folder.join(LOCK)).context("copy Cargo.lock")?;
-        Ok(())
+        let answer = folder.join(LOCK);
+        std::fs::copy(workspace.join(LOCK), &answer).context("copy Cargo.lock")?;
+        // Before it is kept: a wrong one would be wrong again at every build.
+        sources.narrowed(&answer).map(drop)
     })?;
     let needed = sources.narrowed(&folder.join(LOCK))?;
     let mut missing = collect(&needed, means.store)?;

@@ -10,8 +10,7 @@
 //! - the inventory says that another node has the address, or that its node has others ([`super::witness`]);
 //! - a person deletes the ConfigMaps.
 //!
-//! Who makes machines and knows their addresses beforehand writes these objects before they join: then they are never
-//! taken from a node's word. Such an object has the label `kimage.dev/node` and the data `address` and `node`.
+//! Who makes machines and knows their addresses beforehand says them in the inventory's list.
 //!
 //! So a node that was stolen keeps the addresses that it had, whatever it writes into its Node, until whoever may make
 //! nodes says otherwise.

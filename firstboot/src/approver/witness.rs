@@ -53,18 +53,33 @@ impl Witness {
 
     /// Binds to `node` what the inventory says that it has. Answers why the node can have no certificate now.
     ///
+    /// `asked` are the addresses that it asks for: none that the inventory gives to another node is its own.
+    ///
     /// An inventory that can't be asked is none, unless it has said addresses to this process before: then they may be
-    /// others by now, and nobody else's word stands in for it.
+    /// others by now, and a node gets what is bound to it already and nothing else.
     pub(super) fn bind(
         &mut self,
         node: &NodeName,
+        asked: &[IpAddr],
         site: &dyn Site,
         now: Instant,
     ) -> Result<Option<String>, ApiError> {
         if self.again.is_none_or(|again| again <= now) {
             self.ask(now);
         }
+        let is_anothers = |address: &&IpAddr| {
+            let mut known = self.known.iter();
+            known.any(|(other, theirs)| other != node.as_str() && theirs.contains(*address))
+        };
+        if let Some(address) = asked.iter().find(is_anothers) {
+            return Ok(Some(format!(
+                "Node {node} asks for {address}, which the inventory gives to another one"
+            )));
+        }
         if let Some(why) = &self.silent {
+            if !site.pins_of(node)?.is_empty() {
+                return Ok(None);
+            }
             return Ok(Some(format!("nobody says where Node {node} is: {why}")));
         }
         let Some(addresses) = self.known.get(node.as_str()) else {
@@ -80,7 +95,8 @@ impl Witness {
             if holder == node.as_str() {
                 continue;
             }
-            if old.as_ref().is_some_and(|old| old.by_control_plane) {
+            let lives = |name| NodeName::parse(name).map_or(Ok(None), |name| site.node(&name));
+            if old.as_ref().is_some_and(|old| old.by_control_plane) && lives(holder)?.is_some() {
                 return Ok(Some(format!(
                     "the inventory says that {address} is Node {node}'s, and control plane {holder} that it is its own"
                 )));
@@ -156,9 +172,14 @@ mod tests {
         }
 
         fn bind(&mut self, node: &str) -> Option<String> {
+            self.ask(node, "10.0.0.99")
+        }
+
+        fn ask(&mut self, node: &str, address: &str) -> Option<String> {
             self.now += PAUSE;
+            let asked = [address.parse().unwrap()];
             self.witness
-                .bind(&Fake::name(node), &self.cluster, self.now)
+                .bind(&Fake::name(node), &asked, &self.cluster, self.now)
                 .unwrap()
         }
 
@@ -188,10 +209,25 @@ mod tests {
     fn a_control_planes_own_word_about_itself_is_not_overruled() {
         let mut bench = Bench::new();
         bench.pin("10.0.0.5", "cp1", true);
+        bench.cluster.add("cp1", "True", &["10.0.0.5"]);
         bench.word.say(&[("w1", &["10.0.0.5"])]);
         let why = bench.bind("w1").unwrap();
         assert!(why.contains("control plane cp1"), "{why}");
         assert_eq!(bench.cluster.holder("10.0.0.5").as_deref(), Some("cp1"));
+        bench.cluster.nodes.remove("cp1");
+        assert_eq!(bench.bind("w1"), None, "nobody is there any more who says so");
+        assert_eq!(bench.cluster.holder("10.0.0.5").as_deref(), Some("w1"));
+    }
+
+    #[test]
+    fn an_address_that_the_inventory_gives_to_a_node_is_no_others_before_that_one_asks() {
+        let mut bench = Bench::new();
+        bench.word.say(&[("w9", &["10.0.0.9"])]);
+        for node in ["w1", "evil"] {
+            let why = bench.ask(node, "10.0.0.9").unwrap();
+            assert!(why.contains("another"), "{why}");
+        }
+        assert_eq!(bench.ask("w9", "10.0.0.9"), None);
     }
 
     #[test]
@@ -203,5 +239,7 @@ mod tests {
         *bench.word.0.borrow_mut() = None;
         let why = bench.bind("w1").unwrap();
         assert!(why.contains("no connection"), "{why}");
+        bench.pin("10.0.0.7", "w1", false);
+        assert_eq!(bench.bind("w1"), None, "what is bound to it stays its own");
     }
 }
